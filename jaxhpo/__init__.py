@@ -1,0 +1,84 @@
+"""jaxhpo: hyperparameter optimization as pure JAX. Everything is imported on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxhpo import analysis, benchmarks, optimizers, space, study, tasks
+    from jaxhpo.core import FULL, CubeSpec, Feedback, Kind, Optimizer, Query, problems_of, pytree_dataclass, setting
+    from jaxhpo.errors import JaxhpoError
+    from jaxhpo.optimizers import PSO, GridSearch, LocalSearch, RandomSearch, SobolSearch
+    from jaxhpo.space import Bool, Choice, Float, Int, Space
+    from jaxhpo.study import Progress, Result, Study, confirm, maximize, minimize, prepare_jax, pure_study, run_study
+    from jaxhpo.tasks import HostFunction, Task, Training
+
+__version__ = "0.1.0"
+
+_ROOMS = ("analysis", "benchmarks", "optimizers", "space", "study", "tasks")
+_HOMES = {
+    **dict.fromkeys(
+        ("FULL", "CubeSpec", "Feedback", "Kind", "Optimizer", "Query", "problems_of", "pytree_dataclass", "setting"), "core"
+    ),
+    "JaxhpoError": "errors",
+    **dict.fromkeys(("GridSearch", "LocalSearch", "PSO", "RandomSearch", "SobolSearch"), "optimizers"),
+    **dict.fromkeys(("Bool", "Choice", "Float", "Int", "Space"), "space"),
+    **dict.fromkeys(
+        ("Progress", "Result", "Study", "confirm", "maximize", "minimize", "prepare_jax", "pure_study", "run_study"), "study"
+    ),
+    **dict.fromkeys(("HostFunction", "Task", "Training"), "tasks"),
+}
+
+__all__ = [
+    "FULL",
+    "PSO",
+    "Bool",
+    "Choice",
+    "CubeSpec",
+    "Feedback",
+    "Float",
+    "GridSearch",
+    "HostFunction",
+    "Int",
+    "JaxhpoError",
+    "Kind",
+    "LocalSearch",
+    "Optimizer",
+    "Progress",
+    "Query",
+    "RandomSearch",
+    "Result",
+    "SobolSearch",
+    "Space",
+    "Study",
+    "Task",
+    "Training",
+    "analysis",
+    "benchmarks",
+    "confirm",
+    "maximize",
+    "minimize",
+    "optimizers",
+    "prepare_jax",
+    "problems_of",
+    "pure_study",
+    "pytree_dataclass",
+    "run_study",
+    "setting",
+    "space",
+    "study",
+    "tasks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"jaxhpo.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"jaxhpo.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
