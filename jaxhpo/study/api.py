@@ -1,0 +1,146 @@
+"""The face of a study for Python: minimize, maximize, and a whole study as one pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxhpo.core import Optimizer, pytree_dataclass
+from jaxhpo.errors import JaxhpoError
+from jaxhpo.space import Space, as_space
+from jaxhpo.study.driver import Progress, Study, run_study
+from jaxhpo.study.loop import Trials, first_carry, run_round
+from jaxhpo.study.problem import Plan, make_problem
+from jaxhpo.study.result import Result
+from jaxhpo.tasks import HostFunction
+
+
+def minimize(
+    objective: Any,
+    space: Any,
+    optimizer: Optimizer,
+    *,
+    key: Any,
+    num_trials: int,
+    metric: str | None = None,
+    record: str | Path | None = None,
+    resume: bool = False,
+    name: str = "study",
+    shard_width: int | None = None,
+    devices: int | None = None,
+    max_seconds: float | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Find the hyperparameters of the lowest loss.
+
+    Args:
+        objective: a pure loss ``(key, hparams) -> scalar or dict of scalars``, a :class:`jaxhpo.Training`, or a
+            :class:`jaxhpo.HostFunction`.
+        space: a :class:`jaxhpo.Space`, or a tree of leaves.
+        optimizer: how to search.
+        key: a JAX key, or an integer seed. The same key gives the same trials.
+        num_trials: how many trials to answer.
+        metric: which metric to minimise; may be left out if there is one, or one is called ``loss``.
+        record: a folder to keep the study in, so that it survives being killed.
+        resume: go on with the study in ``record``.
+        shard_width: lanes compiled together; a study's bits depend on it. By default lanes / devices.
+        devices: local devices to use, by default all. On a CPU call :func:`jaxhpo.prepare_jax` first to have one a core.
+        max_seconds: begin nothing new after this much wall-clock.
+        progress: called now and then with a :class:`jaxhpo.study.Progress`.
+
+    Raises:
+        JaxhpoError: for settings that make no sense, or a record that cannot be used.
+    """
+    settings = (name, metric, "minimize", shard_width, devices, max_seconds)
+    study = Study(objective, as_space(space), optimizer, num_trials, key, *settings)
+    return run_study(study, record, resume=resume, progress=progress)
+
+
+def maximize(
+    objective: Any,
+    space: Any,
+    optimizer: Optimizer,
+    *,
+    key: Any,
+    num_trials: int,
+    metric: str | None = None,
+    record: str | Path | None = None,
+    resume: bool = False,
+    name: str = "study",
+    shard_width: int | None = None,
+    devices: int | None = None,
+    max_seconds: float | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Find the hyperparameters of the highest metric; as :func:`minimize` otherwise.
+
+    ``result.best.value`` is the metric, ``result.best.loss`` its negative.
+    """
+    settings = (name, metric, "maximize", shard_width, devices, max_seconds)
+    study = Study(objective, as_space(space), optimizer, num_trials, key, *settings)
+    return run_study(study, record, resume=resume, progress=progress)
+
+
+@pytree_dataclass
+class PureResult:
+    """What a pure study gives: arrays only.
+
+    Attributes:
+        loss: ``f32[]``, the lowest; inf if every trial diverged.
+        cube: ``f32[D]``, where.
+        hparams: the decoded hyperparameters there.
+        trials: :class:`jaxhpo.study.Trials` with leading size ``[rounds, B]``; a row counts where ``done``.
+    """
+
+    loss: jax.Array
+    cube: jax.Array
+    hparams: Any
+    trials: Trials
+
+
+def pure_study(
+    objective: Any, space: Any, optimizer: Optimizer, num_trials: int, *, metric: str | None = None, maximize: bool = False
+) -> Callable[[jax.Array], PureResult]:
+    """A whole study as one pure function ``key -> PureResult``, for ``jit``, ``vmap`` and ``scan``.
+
+    ``jax.vmap(study)(keys)`` runs independent studies in one program. The trials equal those of :func:`minimize` with
+    the same key up to rounding; nothing is recorded.
+
+    Raises:
+        JaxhpoError: for a host function or a space with static choices, which no single program can hold.
+    """
+    space = as_space(space)
+    if isinstance(objective, HostFunction):
+        raise JaxhpoError("pure_study: a host function cannot be compiled; use minimize")
+    if space.static_slots:
+        names = ", ".join(slot.name for slot in space.static_slots)
+        raise JaxhpoError(f"pure_study: {names} is static, and each of its options is another program; use minimize")
+    draft = make_problem(
+        objective, space, optimizer, key=jax.random.key(0), num_trials=num_trials, metric=metric, maximize=maximize
+    )
+    plan = Plan(optimizer.num_lanes, optimizer.num_lanes, None)
+    # A lane finishes a trial in this many rounds at the latest, and the lanes share the trials.
+    rounds = -(-num_trials // optimizer.num_lanes) * (draft.num_steps // draft.round_steps)
+
+    def study(key: jax.Array) -> PureResult:
+        problem = _with_key(draft, key)
+        step = lambda carry, _: run_round(problem, plan, carry)
+        carry, trials = lax.scan(step, first_carry(problem, plan), length=rounds)
+        hparams = space.decode(carry.best_cube)
+        return PureResult(jnp.asarray(carry.best_loss), carry.best_cube, hparams, trials)
+
+    return study
+
+
+def _with_key(problem: Any, key: jax.Array) -> Any:
+    import dataclasses
+
+    return dataclasses.replace(problem, key=key)
+
+
+__all__ = ["PureResult", "Space", "maximize", "minimize", "pure_study"]

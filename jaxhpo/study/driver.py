@@ -1,0 +1,342 @@
+"""The one driver: move a study on chunk by chunk, keep its record, and go on where one was left.
+
+engine.advance --rows--> table --one transaction--> record
+     ^                                  |
+     '------------- carry --snapshot----'
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxhpo.core import Optimizer, problems_of
+from jaxhpo.errors import JaxhpoError
+from jaxhpo.space import Space
+from jaxhpo.study import record as records
+from jaxhpo.study.engines import CompiledEngine, Engine, HostEngine, StaticGroups, host_trials
+from jaxhpo.study.keeper import Keeper
+from jaxhpo.study.loop import Carry
+from jaxhpo.study.platform import environment
+from jaxhpo.study.problem import Plan, Problem, make_plan, make_problem
+from jaxhpo.study.record import Record
+from jaxhpo.study.result import Result, Trial, TrialTable
+from jaxhpo.study.rows import database_row, earlier_rows, rows_of
+from jaxhpo.study.snapshot import to_numpy
+from jaxhpo.tasks import HostFunction
+
+_CHUNK_SECONDS = 1.0  # how long a chunk should take: the rhythm of progress and of commits
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Everything that defines a study.
+
+    Attributes:
+        objective: a pure loss ``(key, hparams) -> scalar or dict``, a Training, or a HostFunction.
+        num_trials: trials to answer; lanes that would begin one more stay idle.
+        seed: an integer, or a JAX key.
+        metric: which metric is the loss; may be None if there is one, or one is called ``loss``.
+        direction: ``minimize`` or ``maximize``.
+        shard_width: W, lanes compiled together, on which the bits of a study depend; by default lanes / devices.
+        devices: how many local devices to use; by default all.
+        max_seconds: begin no further chunk after this much wall-clock, over all runs of the study.
+        config: what the study was made from, JSON-able, for the record.
+    """
+
+    objective: Any
+    space: Space
+    optimizer: Optimizer
+    num_trials: int
+    seed: Any = 0
+    name: str = "study"
+    metric: str | None = None
+    direction: str = "minimize"
+    shard_width: int | None = None
+    devices: int | None = None
+    max_seconds: float | None = None
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def key(self) -> jax.Array:
+        return jax.random.key(self.seed) if isinstance(self.seed, (int, np.integer)) else self.seed
+
+    @property
+    def maximize(self) -> bool:
+        return self.direction == "maximize"
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a study is. ``best`` is the incumbent's metric as stated, None while there is none."""
+
+    trials: int
+    num_trials: int
+    best: float | None
+    diverged: int
+    elapsed: float
+    trials_per_second: float
+    seconds_left: float | None
+    phase: str
+
+
+def _check(study: Study) -> None:
+    problems = [f"optimizer.{line}" for line in problems_of(study.optimizer)]
+    if study.direction not in ("minimize", "maximize"):
+        problems.append(f"direction = {study.direction!r}: must be 'minimize' or 'maximize'")
+    if study.max_seconds is not None and not study.max_seconds > 0:
+        problems.append(f"max_seconds = {study.max_seconds!r}: must be positive")
+    if problems:
+        raise JaxhpoError("; ".join(problems))
+
+
+def _host_problem(study: Study) -> Problem:
+    """A problem whose trials run outside: only the optimizer and the space count."""
+    metric = study.metric or "loss"
+    problem = make_problem(
+        lambda key, hparams: {metric: 0.0},
+        study.space,
+        study.optimizer,
+        key=study.key,
+        num_trials=study.num_trials,
+        metric=metric,
+        maximize=study.maximize,
+    )
+    # One task for all host problems, so that they share the compiled optimizer.
+    return dataclasses.replace(problem, task=None)
+
+
+def problem_of(study: Study) -> Problem:
+    """The compiled part of a study."""
+    if isinstance(study.objective, HostFunction):
+        return _host_problem(study)
+    return make_problem(
+        study.objective,
+        study.space,
+        study.optimizer,
+        key=study.key,
+        num_trials=study.num_trials,
+        metric=study.metric,
+        maximize=study.maximize,
+    )
+
+
+def plan_of(study: Study, folder: Path | None = None) -> Plan:
+    """The lanes of a study on this machine's devices; shards as wide as recorded in ``folder``."""
+    width = study.shard_width
+    if folder is not None and width is None:
+        width = records.recorded_facts(folder)["identity"]["shard_width"]
+    return make_plan(study.optimizer.num_lanes, study.space.num_dims, width, study.devices)
+
+
+def make_engine(study: Study, problem: Problem, plan: Plan) -> Engine:
+    """The engine that fits the objective and the space."""
+    if isinstance(study.objective, HostFunction):
+        return HostEngine(problem, plan, host_trials(study.objective, study.space, problem.metric))
+    if study.space.static_slots:
+        return HostEngine(problem, plan, StaticGroups(problem, plan))
+    return CompiledEngine(problem, plan)
+
+
+def _settings(optimizer: Any) -> dict[str, Any]:
+    """An optimizer as plain data: its name and fields."""
+    fields = {field.name: getattr(optimizer, field.name) for field in dataclasses.fields(optimizer)}
+    plain = {
+        name: _settings(value) if dataclasses.is_dataclass(value) else value.tolist() if hasattr(value, "tolist") else value
+        for name, value in fields.items()
+    }
+    return {"name": type(optimizer).__name__, **plain}
+
+
+def _digest(task: Any) -> str:
+    """SHA-256 of all data that a task holds."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(to_numpy(task)):
+        digest.update(f"{leaf.dtype}{leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _identity(study: Study, problem: Problem, width: int) -> dict[str, Any]:
+    """What makes the trials of a study what they are; a resumed study must have the same."""
+    return {
+        "space": study.space.describe(),
+        "optimizer": _settings(study.optimizer),
+        "num_trials": study.num_trials,
+        "metric": problem.metric,
+        "direction": study.direction,
+        "key": np.asarray(jax.random.key_data(study.key)).tolist(),
+        "num_steps": problem.num_steps,
+        "round_steps": problem.round_steps,
+        "shard_width": width,
+        "task": study.config.get("task"),
+        "data": _digest(problem.task),
+    }
+
+
+def reopen(study: Study, problem: Problem, folder: Path) -> Record:
+    """The record of this very study, locked for writing."""
+    width = records.recorded_facts(folder)["identity"]["shard_width"]
+    return records.reopen_record(folder, _identity(study, problem, width if study.shard_width is None else study.shard_width))
+
+
+def _create(study: Study, problem: Problem, plan: Plan, folder: Path) -> Record:
+    identity = _identity(study, problem, plan.width)
+    facts = {
+        "name": study.name,
+        "config": study.config,
+        "space": study.space.describe(),
+        "env": {**environment(), "devices": plan.num_devices, "shard_width": plan.width},
+        "metric": problem.metric,
+        "direction": study.direction,
+        "num_trials": study.num_trials,
+        "identity": json.loads(records.canonical(identity)),
+    }
+    made = records.create_record(folder, facts)
+    (folder / "config.json").write_text(json.dumps(facts["config"] or identity, indent=2, default=str) + "\n")
+    return made
+
+
+@contextlib.contextmanager
+def _gentle_interrupt() -> Generator[Callable[[], bool]]:
+    """The first Ctrl-C asks to stop after the chunk under way; a second one stops at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def run_study(
+    study: Study,
+    folder: str | Path | None = None,
+    *,
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Run a study to its last trial, or go on with one.
+
+    Args:
+        folder: where to keep the record; None keeps none.
+        resume: go on with the record in ``folder``.
+        progress: called after every chunk.
+
+    Raises:
+        JaxhpoError: for settings that make no sense, a record that cannot be written or belongs to another study.
+    """
+    _check(study)
+    folder = None if folder is None else Path(folder)
+    if resume and folder is None:
+        raise JaxhpoError("resume: a folder with a record is due")
+    problem, plan = problem_of(study), plan_of(study, folder if resume else None)
+    with contextlib.ExitStack() as stack:
+        record = None
+        if folder is not None:
+            opened = reopen(study, problem, folder) if resume else _create(study, problem, plan, folder)
+            record = stack.enter_context(opened)
+        engine = make_engine(study, problem, plan)
+        stack.callback(engine.close)
+        keeper = Keeper(record, study.optimizer)
+        stack.callback(keeper.close)
+        stopping = stack.enter_context(_gentle_interrupt())
+        return _drive(study, engine, keeper, record, progress or (lambda progress: None), stopping)
+
+
+def _drive(
+    study: Study,
+    engine: Engine,
+    keeper: Keeper,
+    record: Record | None,
+    progress: Callable[[Progress], None],
+    stopping: Callable[[], bool],
+) -> Result:
+    table, began = TrialTable(), time.perf_counter()
+    before = record.elapsed() if record is not None else 0.0
+    if record is not None:
+        table.add(earlier_rows(record.folder))
+        record.set_status("running")
+    sign = -1.0 if study.maximize else 1.0
+
+    def tell(carry: Carry | None, phase: str) -> None:
+        finished = 0 if carry is None else int(carry.finished)
+        best = None if carry is None or int(carry.best_number) < 0 else sign * float(carry.best_loss)
+        running = time.perf_counter() - started
+        rate = (finished - at_start) / running if running > 0 and finished > at_start else 0.0
+        left = (study.num_trials - finished) / rate if rate else None
+        diverged = 0 if carry is None else int(carry.diverged)
+        progress(Progress(finished, study.num_trials, best, diverged, before + running, rate, left, phase))
+
+    started, at_start = began, 0
+    tell(None, "compiling")
+    carry = keeper.restore(engine)
+    if isinstance(engine, CompiledEngine):
+        carry, _, _ = engine.advance(carry, 0)  # compiles, runs nothing
+    jax.block_until_ready(carry)
+    compiled = time.perf_counter()
+    started, at_start, rounds, status = compiled, int(carry.finished), 1, "finished"
+    while int(carry.finished) < study.num_trials:
+        chunk_began = time.perf_counter()
+        if stopping():
+            status = "interrupted"
+            break
+        if study.max_seconds is not None and before + chunk_began - began >= study.max_seconds:
+            break
+        carry, trials, told = engine.advance(carry, rounds)
+        chunk_ended = time.perf_counter()
+        rows = rows_of(study.space, trials, told, (before + chunk_began - compiled, before + chunk_ended - compiled))
+        table.add(rows)
+        keeper.keep(carry, [database_row(row) for row in rows], last=int(carry.finished) >= study.num_trials)
+        tell(carry, "running")
+        fitting = rounds * _CHUNK_SECONDS / max(chunk_ended - chunk_began, 1e-9)
+        rounds = int(np.clip(min(fitting, 8 * rounds), 1, engine.max_rounds))
+    run_seconds = time.perf_counter() - compiled
+    if record is not None:
+        timing = record.notes().get("timing", {})
+        total = {
+            "compile_seconds": timing.get("compile_seconds", 0.0) + compiled - began,
+            "run_seconds": timing.get("run_seconds", 0.0) + run_seconds,
+        }
+        record.commit((), None, {"timing": total})
+        record.set_status(status)
+    tell(carry, "finished")
+    return Result(
+        trials=table.columns(),
+        status=status,
+        folder=None if record is None else record.folder,
+        compile_seconds=compiled - began,
+        run_seconds=run_seconds,
+        winner=_winner(study, carry, table),
+    )
+
+
+def _winner(study: Study, carry: Carry, table: TrialTable) -> Trial | None:
+    number = int(carry.best_number)
+    if number < 0:
+        return None
+    row, loss = table[number], float(carry.best_loss)
+    static = tuple(np.asarray(study.space.static_of(np.asarray(carry.best_cube))).tolist())
+    hparams = study.space.to_host(jax.device_get(study.space.decode(np.asarray(carry.best_cube), static)))
+    value = -loss if study.maximize else loss
+    return Trial(number, hparams, loss, value, row["metrics"], row["steps"], np.asarray(carry.best_cube))

@@ -1,0 +1,208 @@
+"""What a compiled study is made of: one pytree that holds all numbers, and the static plan of its lanes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxhpo.core import Optimizer, pytree_dataclass, setting
+from jaxhpo.errors import JaxhpoError
+from jaxhpo.space import Space
+from jaxhpo.tasks import Task, Training, check_task
+
+# The streams of random numbers below the study's key.
+ROUND_STREAM, TRIAL_STREAM, CONFIRM_STREAM, INIT_STREAM = range(4)
+
+
+@pytree_dataclass
+class Problem:
+    """A study as one pytree: changing any number in it recompiles nothing.
+
+    Attributes:
+        space, optimizer, task: as the user gave them; data sit in the task's leaves.
+        key: the study's key; all others are folded out of it.
+        num_trials: ``i32[]``, trials to finish.
+        sign: ``f32[]``, 1 to minimise the metric, -1 to maximise it.
+        num_steps: steps of a whole training (static).
+        round_steps: steps between two looks of the optimizer, a divisor of ``num_steps`` (static).
+        metric: the metric that is the loss (static).
+        watch_state: whether a NaN in the training state means that the trial diverged (static).
+        static: an index for every static choice of the space, None where there are none (static).
+    """
+
+    space: Space
+    optimizer: Optimizer
+    task: Task
+    key: jax.Array
+    num_trials: jax.Array
+    sign: jax.Array
+    num_steps: int = setting(static=True)
+    round_steps: int = setting(static=True)
+    metric: str = setting(static=True)
+    watch_state: bool = setting(static=True)
+    static: tuple[int, ...] | None = setting(None, static=True)
+
+    def decode(self, cube: jax.Array) -> Any:
+        """The hyperparameters at one point, ``f32[D]``."""
+        return self.space.decode(cube, self.static)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How lanes lie on devices; static.
+
+    Attributes:
+        num_lanes: ``B``, the lanes that the optimizer sees.
+        width: ``W``, lanes to a shard: the width that is compiled, on which the bits depend.
+        mesh: devices along one axis ``lanes``; None to run where the caller runs.
+        max_rounds: rounds that fit the output buffers of one chunk.
+    """
+
+    num_lanes: int
+    width: int
+    mesh: jax.sharding.Mesh | None
+    max_rounds: int = 1
+
+    @property
+    def num_devices(self) -> int:
+        return 1 if self.mesh is None else self.mesh.size
+
+    @property
+    def shards_per_device(self) -> int:
+        return -(-self.num_lanes // (self.width * self.num_devices))
+
+    @property
+    def padded_lanes(self) -> int:
+        """``P``, a whole number of shards on every device."""
+        return self.width * self.num_devices * self.shards_per_device
+
+
+def make_plan(num_lanes: int, num_dims: int, width: int | None, devices: int | None) -> Plan:
+    """Lanes over the first ``devices`` local devices (default all) in shards of ``width`` (default lanes / devices)."""
+    local = jax.local_devices()
+    if devices is not None and not 1 <= devices <= len(local):
+        raise JaxhpoError(f"devices = {devices}: this machine shows {len(local)} of kind {local[0].platform}")
+    if width is not None and width < 1:
+        raise JaxhpoError(f"shard_width = {width}: must be at least 1")
+    used = min(devices or len(local), num_lanes)
+    width = width or -(-num_lanes // used)
+    used = min(used, -(-num_lanes // width))
+    mesh = jax.make_mesh((used,), ("lanes",), devices=local[:used], axis_types=(jax.sharding.AxisType.Auto,))
+    rounds = 2**22 // (num_lanes * (num_dims + 16))
+    return Plan(num_lanes, width, mesh, max(1, min(rounds, 256)))
+
+
+def _scalar_metrics(result: Any) -> dict[str, jax.Array]:
+    metrics = dict(result) if isinstance(result, dict) else {"loss": result}
+    for name, value in metrics.items():
+        if jnp.shape(value) != ():
+            raise JaxhpoError(f"the objective returned {name!r} of shape {jnp.shape(value)}: a scalar is due")
+    return {str(name): jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _CallAtInit:
+    """A loss as the ``init`` of a task; compares by the function, so that equal losses share a program."""
+
+    loss: Callable[..., Any]
+
+    def __call__(self, key: jax.Array, hparams: Any) -> dict[str, jax.Array]:
+        return _scalar_metrics(self.loss(key, hparams))
+
+
+def _stay(key: jax.Array, hparams: Any, metrics: Any) -> Any:
+    return metrics
+
+
+def _report(hparams: Any, metrics: Any) -> Any:
+    return metrics
+
+
+def training_of(objective: Any) -> tuple[Training, bool]:
+    """Any compiled objective as a training, and whether its state tells of divergence.
+
+    A plain loss becomes a training of one empty step whose state is the metrics themselves.
+
+    Raises:
+        JaxhpoError: for something that is neither a loss nor a training.
+    """
+    if isinstance(objective, Training):
+        return objective, True
+    if callable(objective):
+        if isinstance(objective, jax.tree_util.Partial):
+            inner = jax.tree_util.Partial(_CallAtInit(objective.func), *objective.args, **objective.keywords)
+            return Training(Task(inner, _stay, _report), 1), False
+        return Training(Task(_CallAtInit(objective), _stay, _report), 1), False
+    raise JaxhpoError(f"the objective is a {type(objective).__name__}: a function (key, hparams) -> loss or a Training is due")
+
+
+def metric_names(task: Task, space: Space) -> list[str]:
+    """The metrics that a task reports, found without computing anything.
+
+    Raises:
+        JaxhpoError: if the task asks for a hyperparameter that the space lacks.
+        TypeError: if the functions of the task do not fit together.
+    """
+    cube = jax.ShapeDtypeStruct((space.num_dims,), np.float32)
+    static = (0,) * len(space.static_slots) if space.static_slots else None
+    names: list[str] = []
+
+    def check(space: Space, cube: jax.Array) -> jax.Array:
+        names.extend(check_task(task, space.decode(cube, static)))
+        return cube
+
+    try:
+        jax.eval_shape(check, space, cube)
+    except KeyError as error:
+        missing = str(error.args[0]) if error.args else ""
+        if missing in space.names:
+            raise
+        raise JaxhpoError(
+            f"the objective asks for a hyperparameter {missing!r} that the space lacks; it has {', '.join(space.names)}"
+        ) from error
+    return names
+
+
+def choose_metric(names: list[str], metric: str | None) -> str:
+    """The metric that is the loss: the one asked for, else ``loss``, else the only one there is."""
+    if metric is None:
+        metric = "loss" if "loss" in names else names[0] if len(names) == 1 else None
+    if metric not in names:
+        asked = "say which metric is to be optimized" if metric is None else f"there is no metric {metric!r}"
+        raise JaxhpoError(f"metric: {asked}; the task reports {', '.join(names)}")
+    return metric
+
+
+def _strong(optimizer: Optimizer) -> Optimizer:
+    """Numbers as float32 or int32 arrays: a Python float and an array of the same value share a program."""
+    return jax.tree.map(lambda x: np.asarray(x, np.int32 if np.asarray(x).dtype.kind == "i" else np.float32), optimizer)
+
+
+def make_problem(
+    objective: Any, space: Space, optimizer: Optimizer, *, key: jax.Array, num_trials: int, metric: str | None, maximize: bool
+) -> Problem:
+    """Check and put together what a compiled study needs.
+
+    Raises:
+        JaxhpoError: for an unfit objective, metric or number of trials.
+    """
+    if num_trials < 1 or num_trials != int(num_trials) or num_trials >= 2**30:
+        raise JaxhpoError(f"num_trials = {num_trials}: must be a whole number between 1 and 2**30")
+    training, watch_state = training_of(objective)
+    return Problem(
+        space=space,
+        optimizer=_strong(optimizer),
+        task=training.task,
+        key=key,
+        num_trials=np.int32(num_trials),
+        sign=np.float32(-1.0 if maximize else 1.0),
+        num_steps=training.num_steps,
+        round_steps=training.round_steps,
+        metric=choose_metric(metric_names(training.task, space), metric),
+        watch_state=watch_state,
+    )

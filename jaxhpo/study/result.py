@@ -1,0 +1,105 @@
+"""What a study gives back: the best trial and all trials as columns."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxhpo.errors import JaxhpoError
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One trial: its number, hyperparameters as plain Python values in the shape of the space, and what it reached.
+
+    ``loss`` is what was minimised; ``value`` is the metric as it was stated (its negative under maximisation);
+    ``cube`` is its point, ``f32[D]``.
+    """
+
+    number: int
+    hparams: Any
+    loss: float
+    value: float
+    metrics: dict[str, float]
+    steps: int
+    cube: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A study's outcome.
+
+    Attributes:
+        trials: numpy columns, one row a trial by number: ``number round lane loss diverged steps seconds``, and
+            ``hparams.NAME`` and ``metrics.NAME`` for every leaf and metric. Loss is NaN where a trial diverged.
+        status: ``finished``, or ``interrupted``.
+        folder: where the record is; None without one.
+        compile_seconds, run_seconds: wall-clock of this run.
+    """
+
+    trials: dict[str, np.ndarray]
+    status: str
+    folder: Path | None
+    compile_seconds: float
+    run_seconds: float
+    winner: Trial | None
+
+    @property
+    def best(self) -> Trial:
+        """The trial of the lowest loss.
+
+        Raises:
+            JaxhpoError: if no trial has a finite loss.
+        """
+        if self.winner is None:
+            raise JaxhpoError(no_winner(len(self.trials["number"]), self.folder))
+        return self.winner
+
+
+def no_winner(num_trials: int, folder: Path | None) -> str:
+    """One line for a study in which nothing worked."""
+    kept = f"; what was tried is recorded in {folder}" if folder else ""
+    return f"all {num_trials} trials diverged or failed, so there is no best one: widen or move the space{kept}"
+
+
+class TrialTable:
+    """Rows of answered trials, collected chunk by chunk; a later row of a trial replaces an earlier one."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Rows as dictionaries with at least ``number``, ``hparams`` and ``metrics``."""
+        for row in rows:
+            self._rows[row["number"]] = row
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return self._rows[number]
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """One numpy array a column, rows by trial number."""
+        rows = [self._rows[number] for number in sorted(self._rows)]
+        plain = ("number", "round", "lane", "loss", "diverged", "steps", "seconds")
+        columns = {name: np.array([row[name] for row in rows]) for name in plain}
+        for group in ("hparams", "metrics"):
+            names = dict.fromkeys(name for row in rows for name in row[group])
+            for name in names:
+                columns[f"{group}.{name}"] = _column([row[group].get(name, np.nan) for row in rows])
+        return columns
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    """Numbers and labels of one sort as such, anything else as objects."""
+    if len({type(value) for value in values}) == 1 and isinstance(values[0], (bool, int, float, str, list)):
+        array = np.array(values)
+        if array.dtype.kind in "biufU":
+            return array
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array

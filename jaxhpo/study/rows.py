@@ -1,0 +1,94 @@
+"""Answered trials: from arrays of a chunk to plain rows, and to rows of the database."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxhpo.space import Space
+from jaxhpo.study.engines import Told
+from jaxhpo.study.loop import Trials
+from jaxhpo.study.record import number_or_none, read_record
+
+
+def rows_of(space: Space, trials: Trials, told: Told, clock: tuple[float, float]) -> list[dict[str, Any]]:
+    """Answered trials of a chunk ``[R, B]`` as plain rows; ``clock`` is when the chunk began and ended."""
+    at = np.nonzero(trials.done)
+    if not len(at[0]):
+        return []
+    cubes = trials.cube[at]
+    hparams = space.to_columns(_decode_rows(space, cubes))
+    first, last = at[0].min(), int(trials.round[at].max())
+    began, ended = clock
+    span = max(last - int(trials.round[first].min()) + 1, 1)
+    rounds = trials.round[at]
+    seconds = began + (ended - began) * (rounds - rounds.min() + 1) / span
+    metrics = {name: values[at].tolist() for name, values in trials.metrics.items()}
+    names = list(hparams)
+    columns = zip(
+        trials.number[at].tolist(), rounds.tolist(), at[1].tolist(), trials.loss[at].tolist(), trials.steps[at].tolist(),
+        seconds.tolist(), cubes, trials.loss[at], zip(*hparams.values(), strict=True), strict=True,
+    )  # fmt: skip
+    rows = []
+    for i, (number, round, lane, loss, steps, when, cube, bits, values) in enumerate(columns):
+        rows.append(
+            {
+                "number": number,
+                "round": round,
+                "lane": lane,
+                "loss": loss,
+                "diverged": loss != loss,
+                "steps": steps,
+                "seconds": when,
+                "hparams": dict(zip(names, values, strict=True)),
+                "metrics": told.metrics.get(number) or {name: column[i] for name, column in metrics.items()},
+                "cube": cube.tobytes(),
+                "loss_bits": bits.tobytes(),
+                "error": told.errors.get(number),
+            }
+        )
+    return rows
+
+
+@jax.jit
+def _decode(space: Space, cubes: jax.Array) -> Any:
+    return space.decode(cubes)
+
+
+def _decode_rows(space: Space, cubes: np.ndarray) -> Any:
+    """Decoded in batches padded to a power of two, so that few sizes are ever compiled."""
+    size = max(64, 1 << (len(cubes) - 1).bit_length())
+    padded = np.concatenate([cubes, np.zeros((size - len(cubes), cubes.shape[1]), cubes.dtype)])
+    decoded = jax.device_get(_decode(space, padded))
+    return jax.tree.map(lambda x: x[: len(cubes)] if hasattr(x, "shape") and x.shape else x, decoded)
+
+
+def database_row(row: dict[str, Any]) -> tuple[Any, ...]:
+    finite = {name: number_or_none(value) for name, value in row["metrics"].items()}
+    return (
+        row["number"],
+        row["round"],
+        row["lane"],
+        None if row["diverged"] else row["loss"],
+        row["steps"],
+        row["seconds"],
+        json.dumps(finite),
+        json.dumps(row["hparams"], default=str),
+        row["cube"],
+        row["loss_bits"],
+        row["error"],
+    )
+
+
+def earlier_rows(folder: Path) -> list[dict[str, Any]]:
+    """The trials that a record already holds."""
+    rows = [dataclasses.asdict(trial) for trial in read_record(folder).trials]
+    for row in rows:
+        row["loss"] = np.nan if row["loss"] is None else row["loss"]
+        row["metrics"] = {name: np.nan if value is None else value for name, value in row["metrics"].items()}
+    return rows

@@ -1,0 +1,126 @@
+"""The carry of a study as bytes and back, bit for bit; large training states apart, through Orbax."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxhpo.errors import JaxhpoError
+
+LARGE = 4 * 2**20  # bytes of training state above which it goes to Orbax instead of into the record
+
+
+def is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def to_numpy(tree: Any) -> Any:
+    """Every leaf as a numpy array, random keys as their ``uint32`` data."""
+    bare = jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
+    return jax.tree.map(np.asarray, jax.device_get(bare))
+
+
+def from_numpy(like: Any, arrays: Any) -> Any:
+    """The inverse of :func:`to_numpy`; ``like`` holds the shapes and dtypes that are due."""
+
+    def one(shape: Any, array: Any) -> Any:
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(shape)) if is_key(shape) else array
+
+    return jax.tree.map(one, like, arrays)
+
+
+def _layout(leaves: list[Any]) -> str:
+    return json.dumps([[list(leaf.shape), str(leaf.dtype)] for leaf in leaves])
+
+
+def pack(tree: Any) -> bytes:
+    """A tree of arrays as bytes."""
+    leaves = jax.tree.leaves(to_numpy(tree))
+    # Raw bytes beside a layout of their own: npz has no name for types such as bfloat16.
+    arrays = {f"a{i}": np.frombuffer(np.ascontiguousarray(leaf).tobytes(), np.uint8) for i, leaf in enumerate(leaves)}
+    buffer = io.BytesIO()
+    np.savez(buffer, layout=np.frombuffer(_layout(leaves).encode(), np.uint8), **arrays)
+    return buffer.getvalue()
+
+
+def unpack(like: Any, data: bytes) -> Any:
+    """Bytes as a tree of the structure, shapes and dtypes of ``like``.
+
+    Raises:
+        JaxhpoError: if the bytes hold other shapes: they come from other code or another study.
+    """
+    bare = jax.eval_shape(lambda tree: jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree), like)
+    due, treedef = jax.tree.flatten(bare)
+    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+        if stored["layout"].tobytes().decode() != _layout(due):
+            raise JaxhpoError(
+                "the recorded state has another layout: it was written by another version of the optimizer or task"
+            )
+        leaves = [np.frombuffer(stored[f"a{i}"].tobytes(), x.dtype).reshape(x.shape) for i, x in enumerate(due)]
+    return from_numpy(like, jax.tree.unflatten(treedef, leaves))
+
+
+def size_of(tree: Any) -> int:
+    """Bytes that the arrays of a tree take."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if not is_key(leaf))
+
+
+class WeightStore:
+    """Large training states beside the record, written in the background.
+
+    A state is referred to by the record only once it is final, so a kill at any moment leaves a snapshot whose
+    weights are whole. :meth:`begin` starts a write; :meth:`finish` waits for it and gives what was begun with it.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder / "lanes"
+        self._checkpointer: Any = None
+        self._pending: Any = None
+
+    def begin(self, round: int, tree: Any, ticket: Any) -> None:
+        """Write ``tree`` in the background; ``ticket`` comes back from :meth:`finish`."""
+        import orbax.checkpoint as ocp
+
+        if self._checkpointer is None:
+            self._checkpointer = ocp.StandardCheckpointer()
+        path = (self._folder / str(round)).resolve()
+        if path.exists():  # left by a run that was killed after writing it and before referring to it
+            shutil.rmtree(path)
+        leaves = jax.tree.leaves(to_numpy(tree))
+        self._checkpointer.save(path, {f"a{i}": leaf for i, leaf in enumerate(leaves)})
+        self._pending = ticket
+
+    def finish(self) -> Any:
+        """Wait for the write that is under way; its ticket, or None if there is none."""
+        if self._pending is None:
+            return None
+        self._checkpointer.wait_until_finished()
+        ticket, self._pending = self._pending, None
+        return ticket
+
+    def load(self, name: str, like: Any) -> Any:
+        """The state written under ``name``."""
+        import orbax.checkpoint as ocp
+
+        bare = jax.eval_shape(lambda tree: jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree), like)
+        due, treedef = jax.tree.flatten(bare)
+        targets = {f"a{i}": np.zeros(x.shape, x.dtype) for i, x in enumerate(due)}
+        stored = ocp.StandardCheckpointer().restore((self._folder / name).resolve(), targets)
+        return from_numpy(like, jax.tree.unflatten(treedef, [stored[f"a{i}"] for i in range(len(due))]))
+
+    def keep_only(self, names: set[str]) -> None:
+        """Remove the states that no snapshot refers to."""
+        if self._folder.is_dir():
+            for path in self._folder.iterdir():
+                if path.name not in names:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def close(self) -> None:
+        if self._checkpointer is not None:
+            self._checkpointer.close()
