@@ -23,6 +23,7 @@ FRESH = -1
 """A parent that means: start afresh."""
 
 T = TypeVar("T")
+Array = jax.Array | np.ndarray
 
 
 def setting(
@@ -152,7 +153,7 @@ class CubeSpec:
         span = np.where(is_log, np.log1p(levels / first), 1.0)
         return levels, is_log, first.astype(np.float32), span.astype(np.float32)
 
-    def level_of(self, cube: jax.Array) -> jax.Array:
+    def level_of(self, cube: Array) -> jax.Array:
         """The level in which each coordinate lies, ``f32[..., D] -> i32[..., D]``; 0 for floats."""
         levels, is_log, first, span = self._edges()
         place = cube * levels
@@ -160,7 +161,7 @@ class CubeSpec:
             place = jnp.where(is_log, first * jnp.expm1(cube * span), place)
         return jnp.clip(jnp.floor(place), 0, levels - 1).astype(jnp.int32)
 
-    def cube_of(self, level: jax.Array) -> jax.Array:
+    def cube_of(self, level: Array) -> jax.Array:
         """The middle of each level, ``i32[..., D] -> f32[..., D]``; one half for floats."""
         levels, is_log, first, span = self._edges()
         place = level.astype(jnp.float32) + 0.5
@@ -169,7 +170,7 @@ class CubeSpec:
             middle = jnp.where(is_log, jnp.log1p(place / first) / span, middle)
         return middle
 
-    def snap(self, cube: jax.Array) -> jax.Array:
+    def snap(self, cube: Array) -> Array:
         """Integers and choices moved to the middle of their level, floats as they are, ``f32[..., D]``."""
         if self.is_float.all():
             return cube
@@ -187,12 +188,12 @@ class Query:
         budget: ``i32[B]``, total training steps at which its loss is due; ``FULL`` for the whole training.
     """
 
-    cube: jax.Array
-    parent: jax.Array
-    budget: jax.Array
+    cube: Array
+    parent: Array
+    budget: Array
 
     @classmethod
-    def fresh(cls, cube: jax.Array) -> Query:
+    def fresh(cls, cube: Array) -> Query:
         """New trials at ``f32[B, D]``, each trained to the end."""
         lanes = cube.shape[0]
         return cls(cube, jnp.full(lanes, FRESH, jnp.int32), jnp.full(lanes, FULL, jnp.int32))
@@ -209,13 +210,13 @@ class Feedback:
         grad: ``f32[B, D]``, d loss / d cube, or None where the evaluator does not compute it.
     """
 
-    loss: jax.Array
-    done: jax.Array
-    steps: jax.Array
-    grad: jax.Array | None = None
+    loss: Array
+    done: Array
+    steps: Array
+    grad: Array | None = None
 
     @classmethod
-    def finished(cls, loss: jax.Array) -> Feedback:
+    def finished(cls, loss: Array) -> Feedback:
         """Every lane done with ``f32[B]`` losses."""
         return cls(loss, jnp.ones(loss.shape, bool), jnp.ones(loss.shape, jnp.int32))
 
@@ -227,6 +228,9 @@ class Optimizer(Protocol):
     ``ask`` only reads: the same key and state give the same query, and a lane that was not done gets its row
     again. ``update`` leaves all that depends on a lane that is not done as it was. A NaN loss never enters the
     state as a NaN and never becomes a best.
+
+    An optimizer whose queries all start afresh may say so by a class attribute ``starts_afresh = True``: the states of
+    finished trainings are then not kept on disk.
     """
 
     @property

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxhpo.core import CubeSpec, Kind, Run
+from jaxhpo.core import Array, CubeSpec, Kind, Run
 from jaxhpo.space.leaves import LEAF_TYPES, Choice, Float, Int, Leaf
 
 _CONSTANTS = (bool, int, float, str, type(None), np.generic)
@@ -28,23 +28,22 @@ _CONSTANTS = (bool, int, float, str, type(None), np.generic)
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """Where one leaf lies in the cube; all that is static about it. A constant has ``run`` None.
+    """Where one leaf lies in the cube; all that is static about it.
 
-    Labels and constants may be unhashable (a list of layer sizes), so they count for equality but not for the hash.
+    Labels may be unhashable (a list of layer sizes), so they count for equality but not for the hash.
     """
 
     name: str
-    run: Run | None
+    run: Run
     shape: tuple[int, ...] = ()
     log: bool = False
     options: tuple[Any, ...] = dataclasses.field(default=(), hash=False)
     static: bool = False
     offset: int = 0
-    constant: Any = dataclasses.field(default=None, hash=False)
 
     @property
     def size(self) -> int:
-        return 0 if self.run is None else math.prod(self.shape)
+        return math.prod(self.shape)
 
     @property
     def is_bool(self) -> bool:
@@ -52,9 +51,17 @@ class Slot:
 
 
 @dataclasses.dataclass(frozen=True)
+class Constant:
+    """A leaf that does not vary."""
+
+    name: str
+    value: Any = dataclasses.field(hash=False)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Layout:
     treedef: Any
-    slots: tuple[Slot, ...]
+    leaves: tuple[Slot | Constant, ...]
     spec: CubeSpec
 
 
@@ -85,35 +92,35 @@ class Space:
         ValueError: if nothing in the tree may vary.
     """
 
-    lower: jax.Array  # f32[D], the lower bound as the cube sees it: its logarithm where log
-    upper: jax.Array  # f32[D]
-    low: jax.Array  # f32[D], the lower bound itself
-    high: jax.Array  # f32[D]
-    first: jax.Array  # i32[D], the lowest integer; 0 elsewhere
+    lower: Array  # f32[D], the lower bound as the cube sees it: its logarithm where log
+    upper: Array  # f32[D]
+    low: Array  # f32[D], the lower bound itself
+    high: Array  # f32[D]
+    first: Array  # i32[D], the lowest integer; 0 elsewhere
     _layout: _Layout
 
     def __init__(self, tree: Any):
         paths, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None or isinstance(x, LEAF_TYPES))
-        slots, leaves, offset = [], [], 0
+        layout, leaves, offset = [], [], 0
         for path, leaf in paths:
             name = jax.tree_util.keystr(path, simple=True, separator=".") or "value"
             if isinstance(leaf, LEAF_TYPES):
                 options, static = (leaf.options, leaf.static) if isinstance(leaf, Choice) else ((), False)
                 slot = Slot(name, leaf.run, leaf.shape, getattr(leaf, "log", False), options, static, offset)
-                offset += slot.size
+                layout.append(slot)
                 leaves.append((leaf, slot.size))
+                offset += slot.size
             elif isinstance(leaf, _CONSTANTS):
-                slot = Slot(name, None, constant=leaf)
+                layout.append(Constant(name, leaf))
             else:
                 hint = "; register the class with jaxhpo.pytree_dataclass" if dataclasses.is_dataclass(leaf) else ""
                 raise TypeError(f"{name}: {type(leaf).__name__} is neither Float, Int, Choice nor a constant{hint}")
-            slots.append(slot)
         if not leaves:
             raise ValueError("a space needs at least one Float, Int or Choice")
-        (name, times), *_ = collections.Counter(slot.name for slot in slots).most_common(1)
+        (name, times), *_ = collections.Counter(leaf.name for leaf in layout).most_common(1)
         if times > 1:
             raise ValueError(f"two hyperparameters are called {name!r}")
-        self._layout = _Layout(treedef, tuple(slots), _spec_of([dataclasses.replace(x.run, count=n) for x, n in leaves]))
+        self._layout = _Layout(treedef, tuple(layout), _spec_of([dataclasses.replace(x.run, count=n) for x, n in leaves]))
 
         def spread(values: Sequence[float], dtype: Any) -> np.ndarray:
             return np.repeat(np.asarray(values, dtype), [n for _, n in leaves])
@@ -146,7 +153,7 @@ class Space:
     @property
     def slots(self) -> tuple[Slot, ...]:
         """The leaves that may vary, in the order of their dimensions."""
-        return tuple(slot for slot in self._layout.slots if slot.run is not None)
+        return tuple(leaf for leaf in self._layout.leaves if isinstance(leaf, Slot))
 
     @property
     def names(self) -> list[str]:
@@ -160,7 +167,7 @@ class Space:
     def _is_log(self) -> np.ndarray:
         return np.repeat([s.log and s.run.kind == Kind.FLOAT for s in self.slots], [s.size for s in self.slots])
 
-    def decode(self, cube: jax.Array, static: tuple[int, ...] | None = None) -> Any:
+    def decode(self, cube: Array, static: tuple[int, ...] | None = None) -> Any:
         """Hyperparameters at a point of the cube, ``f32[..., D]`` -> arrays ``[..., *shape]``.
 
         Differentiable in float leaves. Integers are ``i32``, choices their index (``i32``; ``bool`` for Bool).
@@ -169,39 +176,44 @@ class Space:
             cube: the point; coordinates outside ``[0, 1]`` are clipped.
             static: an index for every static choice, which then arrives as its label.
         """
-        values, levels = self._decode_floats(cube), self.spec.level_of(cube) + self.first
-        chosen = iter(static) if static is not None else None
-        return jax.tree_util.tree_unflatten(
-            self._layout.treedef, [self._cut(slot, values, levels, chosen) for slot in self._layout.slots]
-        )
+        return self.assemble(self.decode_arrays(cube), static)
 
-    def _decode_floats(self, cube: jax.Array) -> jax.Array:
+    def decode_arrays(self, cube: Array) -> list[jax.Array]:
+        """Only what varies, one array ``[..., *shape]`` a leaf in the order of :attr:`slots`; fit to be vmapped."""
+        values, levels = self._decode_floats(cube), self.spec.level_of(cube) + self.first
+        return [self._cut(slot, values if slot.run.kind == Kind.FLOAT else levels) for slot in self.slots]
+
+    def assemble(self, arrays: Sequence[Any], static: tuple[int, ...] | None = None) -> Any:
+        """The output of :meth:`decode_arrays` in the shape of the tree, with the constants and the static labels."""
+        varying, chosen = iter(arrays), iter(static or ())
+        leaves = []
+        for leaf in self._layout.leaves:
+            if isinstance(leaf, Constant):
+                leaves.append(leaf.value)
+            else:
+                array = next(varying)
+                leaves.append(leaf.options[next(chosen)] if leaf.static and static is not None else array)
+        return jax.tree_util.tree_unflatten(self._layout.treedef, leaves)
+
+    def _decode_floats(self, cube: Array) -> jax.Array:
         value = self.lower + cube * (self.upper - self.lower)
         is_log = self._is_log()
         if is_log.any():
             value = jnp.where(is_log, jnp.exp(jnp.where(is_log, value, 0.0)), value)
         inside = jnp.clip(value, self.low, self.high)
-        return value + jax.lax.stop_gradient(inside - value)  # rounding may step over a bound: the slope stays
+        return jnp.add(value, jax.lax.stop_gradient(inside - value))  # rounding may step over a bound: the slope stays
 
-    def _cut(self, slot: Slot, values: jax.Array, levels: jax.Array, chosen: Any) -> Any:
-        if slot.run is None:
-            return slot.constant
-        if slot.static and chosen is not None:
-            return slot.options[next(chosen)]
-        source = values if slot.run.kind == Kind.FLOAT else levels
+    def _cut(self, slot: Slot, source: jax.Array) -> jax.Array:
         piece = source[..., slot.offset : slot.offset + slot.size].reshape(source.shape[:-1] + slot.shape)
         return piece.astype(bool) if slot.is_bool else piece
 
-    def encode(self, hparams: Any) -> jax.Array:
+    def encode(self, hparams: Any) -> Array:
         """The point of the cube that decodes to ``hparams``: arrays ``[..., *shape]`` -> ``f32[..., D]``.
 
         Integers and choices go to the middle of their level. A static choice may come as label or index.
         """
-        treedef, slots = self._layout.treedef, self._layout.slots
         pieces = []
-        for slot, leaf in zip(slots, treedef.flatten_up_to(hparams), strict=True):
-            if slot.run is None:
-                continue
+        for slot, leaf in self._varying(hparams):
             if slot.static and not hasattr(leaf, "dtype"):
                 leaf = _index_of(slot, leaf)
             array = jnp.asarray(leaf, jnp.float32)
@@ -216,7 +228,7 @@ class Space:
         middle = self.spec.cube_of(jnp.round(value).astype(jnp.int32) - self.first)
         return jnp.where(self.spec.is_float, cube, middle)
 
-    def static_of(self, cube: jax.Array) -> jax.Array:
+    def static_of(self, cube: Array) -> jax.Array:
         """The indices of the static choices, ``f32[..., D] -> i32[..., number of static choices]``."""
         places = np.array([slot.offset for slot in self.static_slots], int)
         return self.spec.level_of(cube)[..., places]
@@ -225,17 +237,16 @@ class Space:
         """Decoded hyperparameters of one trial as plain Python values: numbers, lists of them, labels."""
         leaves = self._layout.treedef.flatten_up_to(hparams)
         return jax.tree_util.tree_unflatten(
-            self._layout.treedef, [_to_host(slot, leaf) for slot, leaf in zip(self._layout.slots, leaves, strict=True)]
+            self._layout.treedef, [_to_host(slot, leaf) for slot, leaf in zip(self._layout.leaves, leaves, strict=True)]
         )
 
-    def to_columns(self, hparams: Any) -> dict[str, list[Any]]:
-        """Decoded hyperparameters of many trials, leading size ``N``, as one list of plain values a leaf."""
+    def to_columns(self, arrays: Sequence[Any]) -> dict[str, list[Any]]:
+        """Many trials from :meth:`decode_arrays`, leading size ``N``, as one list of plain values a leaf."""
         columns = {}
-        for slot, leaf in zip(self._layout.slots, self._layout.treedef.flatten_up_to(hparams), strict=True):
-            if slot.run is not None:
-                array = np.asarray(leaf)
-                flat = _plain(slot, array.ravel())
-                columns[slot.name] = _nested(flat, array.shape) if slot.shape else flat
+        for slot, leaf in zip(self.slots, arrays, strict=True):
+            array = np.asarray(leaf)
+            flat = _plain(slot, array.ravel())
+            columns[slot.name] = _nested(flat, array.shape) if slot.shape else flat
         return columns
 
     def from_host(self, values: Any) -> Any:
@@ -249,7 +260,7 @@ class Space:
         except (ValueError, TypeError) as error:
             raise ValueError(f"the values do not have the shape of the space: {error}") from None
         made, problems = [], []
-        for slot, value in zip(self._layout.slots, leaves, strict=True):
+        for slot, value in zip(self._layout.leaves, leaves, strict=True):
             try:
                 made.append(self._from_host(slot, value))
             except (ValueError, TypeError) as error:
@@ -258,9 +269,9 @@ class Space:
             raise ValueError("; ".join(problems))
         return jax.tree_util.tree_unflatten(self._layout.treedef, made)
 
-    def _from_host(self, slot: Slot, value: Any) -> Any:
-        if slot.run is None:
-            return slot.constant
+    def _from_host(self, slot: Slot | Constant, value: Any) -> Any:
+        if isinstance(slot, Constant):
+            return slot.value
         if slot.run.kind == Kind.CHOICE:
             if slot.static:
                 return slot.options[_index_of(slot, value)]
@@ -300,8 +311,11 @@ class Space:
 
     def flat(self, hparams: Any) -> dict[str, Any]:
         """Leaves that may vary by dotted name, whatever the leaves of ``hparams`` are."""
+        return {slot.name: leaf for slot, leaf in self._varying(hparams)}
+
+    def _varying(self, hparams: Any) -> list[tuple[Slot, Any]]:
         leaves = self._layout.treedef.flatten_up_to(hparams)
-        return {s.name: leaf for s, leaf in zip(self._layout.slots, leaves, strict=True) if s.run is not None}
+        return [(slot, leaf) for slot, leaf in zip(self._layout.leaves, leaves, strict=True) if isinstance(slot, Slot)]
 
     def __repr__(self) -> str:
         return f"Space({', '.join(self.names[:8])}{', ...' if len(self.slots) > 8 else ''}; {self.num_dims} dimensions)"
@@ -328,9 +342,9 @@ def _labels(value: Any, shape: tuple[int, ...]) -> list[Any]:
     return flat
 
 
-def _to_host(slot: Slot, leaf: Any) -> Any:
-    if slot.run is None:
-        return slot.constant
+def _to_host(slot: Slot | Constant, leaf: Any) -> Any:
+    if isinstance(slot, Constant):
+        return slot.value
     if slot.static and not hasattr(leaf, "dtype"):
         return leaf
     array = np.asarray(leaf)

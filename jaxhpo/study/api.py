@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
-from jaxhpo.core import Optimizer, pytree_dataclass
+from jaxhpo.core import Array, Optimizer, pytree_dataclass
 from jaxhpo.errors import JaxhpoError
-from jaxhpo.space import Space, as_space
+from jaxhpo.space import as_space
 from jaxhpo.study.driver import Progress, Study, run_study
 from jaxhpo.study.loop import Trials, first_carry, run_round
 from jaxhpo.study.problem import Plan, make_problem
@@ -97,8 +97,8 @@ class PureResult:
         trials: :class:`jaxhpo.study.Trials` with leading size ``[rounds, B]``; a row counts where ``done``.
     """
 
-    loss: jax.Array
-    cube: jax.Array
+    loss: Array
+    cube: Array
     hparams: Any
     trials: Trials
 
@@ -128,19 +128,10 @@ def pure_study(
     rounds = -(-num_trials // optimizer.num_lanes) * (draft.num_steps // draft.round_steps)
 
     def study(key: jax.Array) -> PureResult:
-        problem = _with_key(draft, key)
+        problem = dataclasses.replace(draft, key=key)
         step = lambda carry, _: run_round(problem, plan, carry)
         carry, trials = lax.scan(step, first_carry(problem, plan), length=rounds)
         hparams = space.decode(carry.best_cube)
-        return PureResult(jnp.asarray(carry.best_loss), carry.best_cube, hparams, trials)
+        return PureResult(carry.best_loss, carry.best_cube, hparams, trials)
 
     return study
-
-
-def _with_key(problem: Any, key: jax.Array) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(problem, key=key)
-
-
-__all__ = ["PureResult", "Space", "maximize", "minimize", "pure_study"]

@@ -33,10 +33,10 @@ def confirm(study: Study, source: Result | str | Path, num_seeds: int = 16) -> d
     """
     if isinstance(study.objective, HostFunction):
         raise JaxhpoError("confirm: a host function is not trained again; call it with the winner's hyperparameters")
-    folder = source.folder if isinstance(source, Result) else Path(source)
     if isinstance(source, Result):
-        number, cube = source.best.number, source.best.cube
+        folder, number, cube = source.folder, source.best.number, source.best.cube
     else:
+        folder = Path(source)
         found = records.best_cube(folder)
         if found is None:
             raise JaxhpoError(no_winner(len(records.read_record(folder).trials), folder))

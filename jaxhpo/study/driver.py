@@ -32,7 +32,7 @@ from jaxhpo.study.platform import environment
 from jaxhpo.study.problem import Plan, Problem, make_plan, make_problem
 from jaxhpo.study.record import Record
 from jaxhpo.study.result import Result, Trial, TrialTable
-from jaxhpo.study.rows import database_row, earlier_rows, rows_of
+from jaxhpo.study.rows import database_row, decode_rows, earlier_rows, rows_of
 from jaxhpo.study.snapshot import to_numpy
 from jaxhpo.tasks import HostFunction
 
@@ -51,7 +51,7 @@ class Study:
         direction: ``minimize`` or ``maximize``.
         shard_width: W, lanes compiled together, on which the bits of a study depend; by default lanes / devices.
         devices: how many local devices to use; by default all.
-        max_seconds: begin no further chunk after this much wall-clock, over all runs of the study.
+        max_seconds: begin no further chunk after this much wall-clock, compilation and earlier runs included.
         config: what the study was made from, JSON-able, for the record.
     """
 
@@ -252,14 +252,14 @@ def run_study(
         raise JaxhpoError("resume: a folder with a record is due")
     problem, plan = problem_of(study), plan_of(study, folder if resume else None)
     with contextlib.ExitStack() as stack:
-        record = None
+        record = keeper = None
         if folder is not None:
             opened = reopen(study, problem, folder) if resume else _create(study, problem, plan, folder)
             record = stack.enter_context(opened)
+            keeper = Keeper(record, study.optimizer)
+            stack.callback(keeper.close)
         engine = make_engine(study, problem, plan)
         stack.callback(engine.close)
-        keeper = Keeper(record, study.optimizer)
-        stack.callback(keeper.close)
         stopping = stack.enter_context(_gentle_interrupt())
         return _drive(study, engine, keeper, record, progress or (lambda progress: None), stopping)
 
@@ -267,7 +267,7 @@ def run_study(
 def _drive(
     study: Study,
     engine: Engine,
-    keeper: Keeper,
+    keeper: Keeper | None,
     record: Record | None,
     progress: Callable[[Progress], None],
     stopping: Callable[[], bool],
@@ -290,9 +290,10 @@ def _drive(
 
     started, at_start = began, 0
     tell(None, "compiling")
-    carry = keeper.restore(engine)
+    carry = engine.place(engine.first()) if keeper is None else keeper.restore(engine)
     if isinstance(engine, CompiledEngine):
         carry, _, _ = engine.advance(carry, 0)  # compiles, runs nothing
+    decode_rows(study.space, np.zeros((1, study.space.num_dims), np.float32))
     jax.block_until_ready(carry)
     compiled = time.perf_counter()
     started, at_start, rounds, status = compiled, int(carry.finished), 1, "finished"
@@ -301,14 +302,15 @@ def _drive(
         if stopping():
             status = "interrupted"
             break
-        if study.max_seconds is not None and before + chunk_began - began >= study.max_seconds:
-            break
         carry, trials, told = engine.advance(carry, rounds)
         chunk_ended = time.perf_counter()
         rows = rows_of(study.space, trials, told, (before + chunk_began - compiled, before + chunk_ended - compiled))
         table.add(rows)
-        keeper.keep(carry, [database_row(row) for row in rows], last=int(carry.finished) >= study.num_trials)
+        if keeper is not None:
+            keeper.keep(carry, [database_row(row) for row in rows], last=int(carry.finished) >= study.num_trials)
         tell(carry, "running")
+        if study.max_seconds is not None and before + chunk_ended - began >= study.max_seconds:
+            break
         fitting = rounds * _CHUNK_SECONDS / max(chunk_ended - chunk_began, 1e-9)
         rounds = int(np.clip(min(fitting, 8 * rounds), 1, engine.max_rounds))
     run_seconds = time.perf_counter() - compiled

@@ -65,7 +65,8 @@ def programs_of(plan: Plan) -> Programs:
     assert plan.mesh is not None
     everywhere, lanes = NamedSharding(plan.mesh, EVERYWHERE), NamedSharding(plan.mesh, LANES)
     names = [field.name for field in dataclasses.fields(Carry)]
-    placement = Carry(**{name: lanes if name == "train_state" else everywhere for name in names})
+    shardings: dict[str, Any] = {name: lanes if name == "train_state" else everywhere for name in names}
+    placement = Carry(**shardings)
     return Programs(
         first=jax.jit(lambda problem: first_carry(problem, plan), out_shardings=placement),
         chunk=jax.jit(
@@ -172,7 +173,7 @@ class StaticGroups:
         lanes, size = row.number.shape[0], self._plan.num_lanes
         statics = np.asarray(self._problem.space.static_of(row.cube))
         over, sound, steps = waiting.copy(), np.ones(lanes, bool), np.zeros(lanes, np.int32)
-        metrics: dict[str, np.ndarray] = {}
+        metrics: dict[str, Any] = {}
         for static in sorted({tuple(map(int, s)) for s in statics[waiting]}):
             self.used.add(static)
             group = np.flatnonzero(waiting & (statics == static).all(axis=1))

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxhpo.core import pytree_dataclass
-from jaxhpo.study.problem import TRIAL_STREAM, Plan, Problem, _scalar_metrics
+from jaxhpo.core import Array, pytree_dataclass
+from jaxhpo.study.problem import TRIAL_STREAM, Plan, Problem, scalar_metrics
 
 LANES, EVERYWHERE = PartitionSpec("lanes"), PartitionSpec()
 
@@ -32,11 +32,11 @@ class Row:
         due: ``i32[P]``, steps at which the loss is due, a multiple of the steps in a round.
     """
 
-    cube: jax.Array
-    number: jax.Array
-    fresh: jax.Array
-    steps: jax.Array
-    due: jax.Array
+    cube: Array
+    number: Array
+    fresh: Array
+    steps: Array
+    due: Array
 
 
 @pytree_dataclass
@@ -50,23 +50,23 @@ class Outcome:
         steps: ``i32[P]``, steps survived.
     """
 
-    metrics: dict[str, jax.Array]
-    over: jax.Array
-    sound: jax.Array
-    steps: jax.Array
+    metrics: dict[str, Array]
+    over: Array
+    sound: Array
+    steps: Array
 
 
-def trial_key(key: jax.Array, number: jax.Array) -> jax.Array:
+def trial_key(key: Array, number: Array) -> Array:
     """The key of a trial: from the study's key and the trial's number alone."""
     return jax.random.fold_in(jax.random.fold_in(key, TRIAL_STREAM), number)
 
 
-def init_and_step_keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def init_and_step_keys(key: Array) -> tuple[Array, Array]:
     """A trial's key as the key of ``init`` and the key below which every step has its own."""
     return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
 
 
-def has_no_nan(tree: Any) -> jax.Array:
+def has_no_nan(tree: Any) -> Array:
     """Whether every number of a tree is one, ``bool[]``."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.stack([~jnp.isnan(leaf).any() for leaf in leaves]).all() if leaves else jnp.array(True)
@@ -75,21 +75,21 @@ def has_no_nan(tree: Any) -> jax.Array:
 def init_state(problem: Problem, row: Row) -> Any:
     """The training state of one lane at the start of its trial."""
     init_key, _ = init_and_step_keys(trial_key(problem.key, row.number))
-    return problem.task.init(init_key, problem.decode(row.cube))
+    return problem.task.init(init_key, problem.hparams(problem.space.decode_arrays(row.cube)))
 
 
 def _train_shard(problem: Problem, row: Row, state: Any) -> tuple[Any, Outcome]:
     """One round of ``W`` lanes: begin where fresh, train, score where due."""
-    hparams = jax.vmap(problem.decode)(row.cube)
+    arrays = jax.vmap(problem.space.decode_arrays)(row.cube)
     step_keys = jax.vmap(lambda number: init_and_step_keys(trial_key(problem.key, number))[1])(row.number)
 
     def begin(state: Any) -> Any:
         started = jax.vmap(init_state, (None, 0))(problem, row)
         return jax.tree.map(lambda new, old: jnp.where(_like(row.fresh, new), new, old), started, state)
 
-    def train(i: jax.Array, state: Any) -> Any:
+    def train(i: Array, state: Any) -> Any:
         keys = jax.vmap(jax.random.fold_in)(step_keys, row.steps + i)
-        return jax.vmap(problem.task.step)(keys, hparams, state)
+        return jax.vmap(lambda key, a, s: problem.task.step(key, problem.hparams(a), s))(keys, arrays, state)
 
     state = lax.cond(row.fresh.any(), begin, lambda state: state, state)
     state = lax.fori_loop(0, problem.round_steps, train, state)
@@ -97,15 +97,15 @@ def _train_shard(problem: Problem, row: Row, state: Any) -> tuple[Any, Outcome]:
     sound = jax.vmap(has_no_nan)(state) if problem.watch_state else jnp.ones(steps.shape, bool)
     over = (steps >= row.due) | ~sound
 
-    def score(state: Any) -> dict[str, jax.Array]:
-        return jax.vmap(lambda h, s: _scalar_metrics(problem.task.evaluate(h, s)))(hparams, state)
+    def score(state: Any) -> dict[str, Any]:
+        return jax.vmap(lambda a, s: scalar_metrics(problem.task.evaluate(problem.hparams(a), s)))(arrays, state)
 
     nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(score, state))
     metrics = lax.cond(over.any(), score, lambda state: nothing, state)
     return state, Outcome(metrics, over, sound, jnp.where(sound, steps, row.steps))
 
 
-def _like(mask: jax.Array, array: jax.Array) -> jax.Array:
+def _like(mask: Array, array: Array) -> Array:
     return mask.reshape(mask.shape + (1,) * (array.ndim - mask.ndim))
 
 
@@ -143,7 +143,7 @@ def pad(plan: Plan, tree: Any) -> Any:
     """Leading size ``B`` to ``P``; the padding repeats the last lane and its results are dropped."""
     extra = plan.padded_lanes - plan.num_lanes
 
-    def one(x: jax.Array) -> jax.Array:
+    def one(x: Array) -> Array:
         return jnp.concatenate([x, jnp.broadcast_to(x[-1:], (extra, *x.shape[1:]))]) if extra else x
 
     return jax.tree.map(one, tree)
@@ -154,7 +154,7 @@ def unpad(plan: Plan, tree: Any) -> Any:
     return jax.tree.map(lambda x: x[: plan.num_lanes], tree)
 
 
-def train_to_end(problem: Problem, plan: Plan, cube: jax.Array, number: jax.Array) -> tuple[Outcome, dict[str, jax.Array]]:
+def train_to_end(problem: Problem, plan: Plan, cube: Array, number: Array) -> tuple[Outcome, dict[str, Any]]:
     """Whole trainings at ``f32[B, D]``, numbered ``i32[B]``, all at once, nothing refilled.
 
     Returns:
@@ -164,8 +164,8 @@ def train_to_end(problem: Problem, plan: Plan, cube: jax.Array, number: jax.Arra
     due = jnp.full(lanes, problem.num_steps, jnp.int32)
     cube, number = pad(plan, (cube, number))
 
-    def shard(problem: Problem, cube: jax.Array, number: jax.Array, due: jax.Array) -> tuple[Outcome, dict[str, jax.Array]]:
-        def one_round(i: jax.Array, carry: tuple[Any, Outcome]) -> tuple[Any, Outcome]:
+    def shard(problem: Problem, cube: Array, number: Array, due: Array) -> tuple[Outcome, dict[str, Any]]:
+        def one_round(i: Array, carry: tuple[Any, Outcome]) -> tuple[Any, Outcome]:
             row = Row(cube, number, jnp.broadcast_to(i == 0, due.shape), jnp.full(due.shape, i * problem.round_steps), due)
             state, outcome = _train_shard(problem, row, carry[0])
             sound = outcome.sound & carry[1].sound
@@ -181,9 +181,10 @@ def train_to_end(problem: Problem, plan: Plan, cube: jax.Array, number: jax.Arra
             jnp.zeros(due.shape, jnp.int32),
         )
         state, outcome = lax.fori_loop(0, problem.num_steps // problem.round_steps, one_round, (states, start))
-        if problem.task.test is None:
+        test = problem.task.test
+        if test is None:
             return outcome, {}
-        hparams = jax.vmap(problem.decode)(cube)
-        return outcome, jax.vmap(lambda h, s: _scalar_metrics(problem.task.test(h, s)))(hparams, state)
+        arrays = jax.vmap(problem.space.decode_arrays)(cube)
+        return outcome, jax.vmap(lambda a, s: scalar_metrics(test(problem.hparams(a), s)))(arrays, state)
 
     return unpad(plan, in_shards(plan, shard, problem, cube, number, due))

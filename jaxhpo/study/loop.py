@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxhpo.core import FRESH, Feedback, Query, pytree_dataclass
+from jaxhpo.core import FRESH, Array, Feedback, Query, pytree_dataclass
 from jaxhpo.study.lanes import Outcome, Row, init_state, pad, train_round, unpad
 from jaxhpo.study.problem import INIT_STREAM, ROUND_STREAM, Plan, Problem
 
@@ -41,16 +41,16 @@ class Carry:
     """
 
     optimizer: Any
-    number: jax.Array
-    steps: jax.Array
-    over: jax.Array
-    next_number: jax.Array
-    finished: jax.Array
-    diverged: jax.Array
-    round: jax.Array
-    best_loss: jax.Array
-    best_number: jax.Array
-    best_cube: jax.Array
+    number: Array
+    steps: Array
+    over: Array
+    next_number: Array
+    finished: Array
+    diverged: Array
+    round: Array
+    best_loss: Array
+    best_number: Array
+    best_cube: Array
     train_state: Any
 
 
@@ -58,13 +58,13 @@ class Carry:
 class Trials:
     """Answered queries as rows of the record, ``[..., B]``; a row counts where ``done``."""
 
-    done: jax.Array
-    number: jax.Array
-    round: jax.Array
-    cube: jax.Array
-    loss: jax.Array
-    steps: jax.Array
-    metrics: dict[str, jax.Array]
+    done: Array
+    number: Array
+    round: Array
+    cube: Array
+    loss: Array
+    steps: Array
+    metrics: dict[str, Array]
 
 
 def first_carry(problem: Problem, plan: Plan, with_states: bool = True) -> Carry:
@@ -94,12 +94,12 @@ def first_carry(problem: Problem, plan: Plan, with_states: bool = True) -> Carry
     )
 
 
-def _round_keys(problem: Problem, round: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _round_keys(problem: Problem, round: Array) -> tuple[jax.Array, jax.Array]:
     key = jax.random.fold_in(jax.random.fold_in(problem.key, ROUND_STREAM), round)
     return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
 
 
-def propose(problem: Problem, carry: Carry) -> tuple[Query, Row, jax.Array]:
+def propose(problem: Problem, carry: Carry) -> tuple[Query, Row, Array]:
     """What every lane does in this round: the query, the rows for training and whose state each lane takes over.
 
     A lane that starts afresh or copies another's state begins a new trial; one that goes on keeps its number.
@@ -149,7 +149,7 @@ def learn(problem: Problem, carry: Carry, query: Query, row: Row, outcome: Outco
     return carry, Trials(done, row.number, rounds, query.cube, loss, outcome.steps, outcome.metrics)
 
 
-def _take_over(source: jax.Array, state: Any) -> Any:
+def _take_over(source: Array, state: Any) -> Any:
     """Training states gathered along the lanes, only where some lane copies another's."""
     own = jnp.arange(source.shape[0], dtype=source.dtype)
     gather = lambda state: jax.tree.map(lambda x: x[source], state)
@@ -172,17 +172,17 @@ def empty_trials(problem: Problem, plan: Plan, carry: Carry, rounds: int) -> Tri
     return jax.tree.map(lambda x: jnp.zeros((rounds, *x.shape), x.dtype), shapes)
 
 
-def run_chunk(problem: Problem, plan: Plan, carry: Carry, num_rounds: jax.Array) -> tuple[Carry, Trials]:
+def run_chunk(problem: Problem, plan: Plan, carry: Carry, num_rounds: Array) -> tuple[Carry, Trials]:
     """Up to ``num_rounds`` (traced, at most ``plan.max_rounds``) rounds; stops when all trials are answered.
 
     Returns:
         the carry and the rows, ``[max_rounds, B, ...]``; those of rounds that did not run have ``done`` False.
     """
 
-    def unfinished(loop: tuple[jax.Array, Carry, Trials]) -> jax.Array:
+    def unfinished(loop: tuple[Array, Carry, Trials]) -> Array:
         return (loop[0] < num_rounds) & (loop[1].finished < problem.num_trials)
 
-    def one(loop: tuple[jax.Array, Carry, Trials]) -> tuple[jax.Array, Carry, Trials]:
+    def one(loop: tuple[Array, Carry, Trials]) -> tuple[Array, Carry, Trials]:
         i, carry, rows = loop
         carry, row = run_round(problem, plan, carry)
         return i + 1, carry, jax.tree.map(lambda buffer, x: lax.dynamic_update_index_in_dim(buffer, x, i, 0), rows, row)

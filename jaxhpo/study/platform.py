@@ -46,7 +46,7 @@ def prepare_jax(devices: int | None = None) -> None:
     if devices is None and chosen:
         return
     wanted = devices or num_cores()
-    if jax.config.jax_num_cpu_devices != wanted:
+    if jax.config.jax_num_cpu_devices != wanted:  # ty: ignore[missing-attribute]
         jax.config.update("jax_num_cpu_devices", wanted)
 
 
@@ -61,6 +61,6 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{sys.platform} {platform.machine()}",
         "device": f"{device.platform} {device.device_kind}",
-        "x64": bool(jax.config.jax_enable_x64),
+        "x64": bool(jax.config.jax_enable_x64),  # ty: ignore[missing-attribute]
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }

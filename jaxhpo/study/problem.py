@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxhpo.core import Optimizer, pytree_dataclass, setting
+from jaxhpo.core import Array, Optimizer, pytree_dataclass, setting
 from jaxhpo.errors import JaxhpoError
 from jaxhpo.space import Space
 from jaxhpo.tasks import Task, Training, check_task
@@ -39,17 +39,17 @@ class Problem:
     optimizer: Optimizer
     task: Task
     key: jax.Array
-    num_trials: jax.Array
-    sign: jax.Array
+    num_trials: Array
+    sign: Array
     num_steps: int = setting(static=True)
     round_steps: int = setting(static=True)
     metric: str = setting(static=True)
     watch_state: bool = setting(static=True)
     static: tuple[int, ...] | None = setting(None, static=True)
 
-    def decode(self, cube: jax.Array) -> Any:
-        """The hyperparameters at one point, ``f32[D]``."""
-        return self.space.decode(cube, self.static)
+    def hparams(self, arrays: list[Any]) -> Any:
+        """What the task sees of one decoded point."""
+        return self.space.assemble(arrays, self.static)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def make_plan(num_lanes: int, num_dims: int, width: int | None, devices: int | N
     return Plan(num_lanes, width, mesh, max(1, min(rounds, 256)))
 
 
-def _scalar_metrics(result: Any) -> dict[str, jax.Array]:
+def scalar_metrics(result: Any) -> dict[str, Any]:
     metrics = dict(result) if isinstance(result, dict) else {"loss": result}
     for name, value in metrics.items():
         if jnp.shape(value) != ():
@@ -112,7 +112,7 @@ class _CallAtInit:
     loss: Callable[..., Any]
 
     def __call__(self, key: jax.Array, hparams: Any) -> dict[str, jax.Array]:
-        return _scalar_metrics(self.loss(key, hparams))
+        return scalar_metrics(self.loss(key, hparams))
 
 
 def _stay(key: jax.Array, hparams: Any, metrics: Any) -> Any:
@@ -148,16 +148,15 @@ def metric_names(task: Task, space: Space) -> list[str]:
         JaxhpoError: if the task asks for a hyperparameter that the space lacks.
         TypeError: if the functions of the task do not fit together.
     """
-    cube = jax.ShapeDtypeStruct((space.num_dims,), np.float32)
     static = (0,) * len(space.static_slots) if space.static_slots else None
-    names: list[str] = []
-
-    def check(space: Space, cube: jax.Array) -> jax.Array:
-        names.extend(check_task(task, space.decode(cube, static)))
-        return cube
-
+    decode = lambda cube: space.decode(cube, static)
+    at_a_point = Task(
+        init=lambda key, cube: task.init(key, decode(cube)),
+        step=lambda key, cube, state: task.step(key, decode(cube), state),
+        evaluate=lambda cube, state: scalar_metrics(task.evaluate(decode(cube), state)),
+    )
     try:
-        jax.eval_shape(check, space, cube)
+        return list(check_task(at_a_point, jax.ShapeDtypeStruct((space.num_dims,), np.float32)))
     except KeyError as error:
         missing = str(error.args[0]) if error.args else ""
         if missing in space.names:
@@ -165,7 +164,6 @@ def metric_names(task: Task, space: Space) -> list[str]:
         raise JaxhpoError(
             f"the objective asks for a hyperparameter {missing!r} that the space lacks; it has {', '.join(space.names)}"
         ) from error
-    return names
 
 
 def choose_metric(names: list[str], metric: str | None) -> str:
@@ -199,8 +197,8 @@ def make_problem(
         optimizer=_strong(optimizer),
         task=training.task,
         key=key,
-        num_trials=np.int32(num_trials),
-        sign=np.float32(-1.0 if maximize else 1.0),
+        num_trials=np.array(num_trials, np.int32),
+        sign=np.array(-1.0 if maximize else 1.0, np.float32),
         num_steps=training.num_steps,
         round_steps=training.round_steps,
         metric=choose_metric(metric_names(training.task, space), metric),

@@ -242,11 +242,11 @@ class Record:
             notes: values to store or replace.
         """
         with self._transaction() as db:
+            columns = ["round", "lane", "loss", "steps", "seconds", "metrics", "hparams", "cube", "loss_bits", "error"]
+            newer = ", ".join(f"{name} = excluded.{name}" for name in columns)
             db.executemany(
-                "INSERT INTO trial VALUES (?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (number) DO UPDATE SET round=excluded.round, "
-                "lane=excluded.lane, loss=excluded.loss, steps=excluded.steps, seconds=excluded.seconds, "
-                "metrics=excluded.metrics, hparams=excluded.hparams, cube=excluded.cube, loss_bits=excluded.loss_bits, error=excluded.error "
-                "WHERE excluded.steps > trial.steps",
+                f"INSERT INTO trial (number, {', '.join(columns)}) VALUES (?,?,?,?,?,?,?,?,?,?,?) "
+                f"ON CONFLICT (number) DO UPDATE SET {newer} WHERE excluded.steps > trial.steps",
                 trials,
             )
             if snapshot is not None:

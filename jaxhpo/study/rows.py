@@ -15,14 +15,16 @@ from jaxhpo.study.engines import Told
 from jaxhpo.study.loop import Trials
 from jaxhpo.study.record import number_or_none, read_record
 
+_BATCH = 256
+
 
 def rows_of(space: Space, trials: Trials, told: Told, clock: tuple[float, float]) -> list[dict[str, Any]]:
     """Answered trials of a chunk ``[R, B]`` as plain rows; ``clock`` is when the chunk began and ended."""
     at = np.nonzero(trials.done)
     if not len(at[0]):
         return []
-    cubes = trials.cube[at]
-    hparams = space.to_columns(_decode_rows(space, cubes))
+    cubes = np.asarray(trials.cube[at])
+    hparams = space.to_columns(decode_rows(space, cubes))
     first, last = at[0].min(), int(trials.round[at].max())
     began, ended = clock
     span = max(last - int(trials.round[first].min()) + 1, 1)
@@ -56,16 +58,18 @@ def rows_of(space: Space, trials: Trials, told: Told, clock: tuple[float, float]
 
 
 @jax.jit
-def _decode(space: Space, cubes: jax.Array) -> Any:
-    return space.decode(cubes)
+def _decode(space: Space, cubes: jax.Array) -> list[jax.Array]:
+    return space.decode_arrays(cubes)
 
 
-def _decode_rows(space: Space, cubes: np.ndarray) -> Any:
-    """Decoded in batches padded to a power of two, so that few sizes are ever compiled."""
-    size = max(64, 1 << (len(cubes) - 1).bit_length())
-    padded = np.concatenate([cubes, np.zeros((size - len(cubes), cubes.shape[1]), cubes.dtype)])
-    decoded = jax.device_get(_decode(space, padded))
-    return jax.tree.map(lambda x: x[: len(cubes)] if hasattr(x, "shape") and x.shape else x, decoded)
+def decode_rows(space: Space, cubes: np.ndarray) -> list[np.ndarray]:
+    """Many points decoded on the host's side of the loop, ``f32[N, D]``, in batches of one compiled size."""
+    batches = []
+    for start in range(0, len(cubes), _BATCH):
+        batch = cubes[start : start + _BATCH]
+        padded = np.concatenate([batch, np.zeros((_BATCH - len(batch), cubes.shape[1]), cubes.dtype)])
+        batches.append(jax.device_get(_decode(space, padded)))
+    return [np.concatenate(parts)[: len(cubes)] for parts in zip(*batches, strict=True)]
 
 
 def database_row(row: dict[str, Any]) -> tuple[Any, ...]:

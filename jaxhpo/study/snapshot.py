@@ -43,9 +43,11 @@ def pack(tree: Any) -> bytes:
     """A tree of arrays as bytes."""
     leaves = jax.tree.leaves(to_numpy(tree))
     # Raw bytes beside a layout of their own: npz has no name for types such as bfloat16.
-    arrays = {f"a{i}": np.frombuffer(np.ascontiguousarray(leaf).tobytes(), np.uint8) for i, leaf in enumerate(leaves)}
+    arrays: dict[str, Any] = {
+        f"a{i}": np.frombuffer(np.ascontiguousarray(leaf).tobytes(), np.uint8) for i, leaf in enumerate(leaves)
+    }
     buffer = io.BytesIO()
-    np.savez(buffer, layout=np.frombuffer(_layout(leaves).encode(), np.uint8), **arrays)
+    np.savez(buffer, allow_pickle=False, layout=np.frombuffer(_layout(leaves).encode(), np.uint8), **arrays)
     return buffer.getvalue()
 
 
