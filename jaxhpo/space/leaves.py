@@ -68,7 +68,8 @@ class Float:
             raise ValueError(f"log needs low above 0, not {self.low!r}")
         with np.errstate(over="ignore", under="ignore"):
             single = np.float32(low), np.float32(high)
-        if not single[0] < single[1] or not np.isfinite(single[1] - single[0]) or (self.log and single[0] < 1e-37):
+            extent = single[1] - single[0]
+        if not 0 < extent < np.inf or (self.log and single[0] < 1e-37):
             raise ValueError(f"float32 cannot represent the range {self.low!r} to {self.high!r}")
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)

@@ -233,6 +233,10 @@ class Space:
         places = np.array([slot.offset for slot in self.static_slots], int)
         return self.spec.level_of(cube)[..., places]
 
+    def static_among(self, arrays: Sequence[Any]) -> np.ndarray:
+        """The same from the output of :meth:`decode_arrays`, on the host: ``i32[..., number of static choices]``."""
+        return np.stack([np.asarray(array) for slot, array in zip(self.slots, arrays, strict=True) if slot.static], axis=-1)
+
     def to_host(self, hparams: Any) -> Any:
         """Decoded hyperparameters of one trial as plain Python values: numbers, lists of them, labels."""
         leaves = self._layout.treedef.flatten_up_to(hparams)

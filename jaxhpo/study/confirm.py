@@ -45,8 +45,8 @@ def confirm(study: Study, source: Result | str | Path, num_seeds: int = 16) -> d
     static = tuple(np.asarray(study.space.static_of(cube)).tolist()) or None
     fresh = dataclasses.replace(problem, key=jax.random.fold_in(problem.key, CONFIRM_STREAM), static=static)
     plan = make_plan(num_seeds, study.space.num_dims, None, study.devices)
-    cubes = np.broadcast_to(cube, (num_seeds, cube.shape[0]))
-    outcome, test = jax.device_get(programs_of(plan).to_end(fresh, cubes, np.arange(num_seeds, dtype=np.int32)))
+    values = study.space.decode_arrays(np.broadcast_to(cube, (num_seeds, cube.shape[0])))
+    outcome, test = jax.device_get(programs_of(plan).to_end(fresh, values, np.arange(num_seeds, dtype=np.int32)))
 
     def listed(metrics: dict[str, np.ndarray]) -> dict[str, list[float | None]]:
         values = {name: np.where(outcome.sound, array, np.nan).tolist() for name, array in metrics.items()}

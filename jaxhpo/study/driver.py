@@ -32,7 +32,7 @@ from jaxhpo.study.platform import environment
 from jaxhpo.study.problem import Plan, Problem, make_plan, make_problem
 from jaxhpo.study.record import Record
 from jaxhpo.study.result import Result, Trial, TrialTable
-from jaxhpo.study.rows import database_row, decode_rows, earlier_rows, rows_of
+from jaxhpo.study.rows import database_row, earlier_rows, rows_of
 from jaxhpo.study.snapshot import to_numpy
 from jaxhpo.tasks import HostFunction
 
@@ -293,7 +293,6 @@ def _drive(
     carry = engine.place(engine.first()) if keeper is None else keeper.restore(engine)
     if isinstance(engine, CompiledEngine):
         carry, _, _ = engine.advance(carry, 0)  # compiles, runs nothing
-    decode_rows(study.space, np.zeros((1, study.space.num_dims), np.float32))
     jax.block_until_ready(carry)
     compiled = time.perf_counter()
     started, at_start, rounds, status = compiled, int(carry.finished), 1, "finished"
@@ -338,7 +337,6 @@ def _winner(study: Study, carry: Carry, table: TrialTable) -> Trial | None:
     if number < 0:
         return None
     row, loss = table[number], float(carry.best_loss)
-    static = tuple(np.asarray(study.space.static_of(np.asarray(carry.best_cube))).tolist())
-    hparams = study.space.to_host(jax.device_get(study.space.decode(np.asarray(carry.best_cube), static)))
+    hparams = study.space.assemble([row["hparams"][name] for name in study.space.names])
     value = -loss if study.maximize else loss
     return Trial(number, hparams, loss, value, row["metrics"], row["steps"], np.asarray(carry.best_cube))

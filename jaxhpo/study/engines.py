@@ -74,7 +74,7 @@ def programs_of(plan: Plan) -> Programs:
             out_shardings=(placement, everywhere),
             donate_argnums=1,
         ),
-        to_end=jax.jit(lambda problem, cube, number: train_to_end(problem, plan, cube, number), out_shardings=everywhere),
+        to_end=jax.jit(lambda problem, values, number: train_to_end(problem, plan, values, number), out_shardings=everywhere),
         placement=placement,
         everywhere=everywhere,
     )
@@ -171,7 +171,7 @@ class StaticGroups:
 
     def answers(self, row: Row, seeds: np.ndarray, waiting: np.ndarray) -> tuple[Outcome, Told]:
         lanes, size = row.number.shape[0], self._plan.num_lanes
-        statics = np.asarray(self._problem.space.static_of(row.cube))
+        statics = self._problem.space.static_among(row.values)
         over, sound, steps = waiting.copy(), np.ones(lanes, bool), np.zeros(lanes, np.int32)
         metrics: dict[str, Any] = {}
         for static in sorted({tuple(map(int, s)) for s in statics[waiting]}):
@@ -181,7 +181,8 @@ class StaticGroups:
             for start in range(0, len(group), size):
                 batch = group[start : start + size]
                 filled = np.concatenate([batch, np.repeat(batch[-1], size - len(batch))])
-                outcome, _ = jax.device_get(self._programs.to_end(problem, row.cube[filled], row.number[filled]))
+                values = [value[filled] for value in row.values]
+                outcome, _ = jax.device_get(self._programs.to_end(problem, values, row.number[filled]))
                 sound[batch], steps[batch] = outcome.sound[: len(batch)], outcome.steps[: len(batch)]
                 for name, values in outcome.metrics.items():
                     metrics.setdefault(name, np.full(lanes, np.nan, np.float32))[batch] = values[: len(batch)]
@@ -208,8 +209,8 @@ class HostTrials:
         lane_of = {int(n): lane for lane, n in enumerate(row.number) if waiting[lane]}
         for number, lane in lane_of.items():
             if number not in self._running:
-                hparams = self._space.decode(row.cube[lane], tuple(map(int, np.asarray(self._space.static_of(row.cube[lane])))))
-                self._executor.submit(Job(number, self._space.to_host(hparams), int(seeds[lane])))
+                hparams = self._space.to_host(self._space.assemble([value[lane] for value in row.values]))
+                self._executor.submit(Job(number, hparams, int(seeds[lane])))
                 self._running.add(number)
         over, sound, told = np.zeros(lanes, bool), np.ones(lanes, bool), Told()
         loss = np.full(lanes, np.nan, np.float32)

@@ -6,7 +6,7 @@ D dimensions of the cube. A trial's bits depend on its number, its point and W; 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,14 +25,14 @@ class Row:
     """What one lane is told to do in a round: all of leading size ``P``, or ``W`` within a shard.
 
     Attributes:
-        cube: ``f32[P, D]``.
+        values: the decoded hyperparameters, an array ``[P, *shape]`` a leaf of the space.
         number: ``i32[P]``, the trial.
         fresh: ``bool[P]``, start afresh in this round.
         steps: ``i32[P]``, steps trained before this round.
         due: ``i32[P]``, steps at which the loss is due, a multiple of the steps in a round.
     """
 
-    cube: Array
+    values: Sequence[Array]
     number: Array
     fresh: Array
     steps: Array
@@ -75,12 +75,11 @@ def has_no_nan(tree: Any) -> Array:
 def init_state(problem: Problem, row: Row) -> Any:
     """The training state of one lane at the start of its trial."""
     init_key, _ = init_and_step_keys(trial_key(problem.key, row.number))
-    return problem.task.init(init_key, problem.hparams(problem.space.decode_arrays(row.cube)))
+    return problem.task.init(init_key, problem.hparams(row.values))
 
 
 def _train_shard(problem: Problem, row: Row, state: Any) -> tuple[Any, Outcome]:
     """One round of ``W`` lanes: begin where fresh, train, score where due."""
-    arrays = jax.vmap(problem.space.decode_arrays)(row.cube)
     step_keys = jax.vmap(lambda number: init_and_step_keys(trial_key(problem.key, number))[1])(row.number)
 
     def begin(state: Any) -> Any:
@@ -89,7 +88,7 @@ def _train_shard(problem: Problem, row: Row, state: Any) -> tuple[Any, Outcome]:
 
     def train(i: Array, state: Any) -> Any:
         keys = jax.vmap(jax.random.fold_in)(step_keys, row.steps + i)
-        return jax.vmap(lambda key, a, s: problem.task.step(key, problem.hparams(a), s))(keys, arrays, state)
+        return jax.vmap(lambda key, v, s: problem.task.step(key, problem.hparams(v), s))(keys, row.values, state)
 
     state = lax.cond(row.fresh.any(), begin, lambda state: state, state)
     state = lax.fori_loop(0, problem.round_steps, train, state)
@@ -98,7 +97,7 @@ def _train_shard(problem: Problem, row: Row, state: Any) -> tuple[Any, Outcome]:
     over = (steps >= row.due) | ~sound
 
     def score(state: Any) -> dict[str, Any]:
-        return jax.vmap(lambda a, s: scalar_metrics(problem.task.evaluate(problem.hparams(a), s)))(arrays, state)
+        return jax.vmap(lambda v, s: scalar_metrics(problem.task.evaluate(problem.hparams(v), s)))(row.values, state)
 
     nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(score, state))
     metrics = lax.cond(over.any(), score, lambda state: nothing, state)
@@ -154,24 +153,24 @@ def unpad(plan: Plan, tree: Any) -> Any:
     return jax.tree.map(lambda x: x[: plan.num_lanes], tree)
 
 
-def train_to_end(problem: Problem, plan: Plan, cube: Array, number: Array) -> tuple[Outcome, dict[str, Any]]:
-    """Whole trainings at ``f32[B, D]``, numbered ``i32[B]``, all at once, nothing refilled.
+def train_to_end(problem: Problem, plan: Plan, values: Sequence[Array], number: Array) -> tuple[Outcome, dict[str, Any]]:
+    """Whole trainings at decoded hyperparameters ``[B, *shape]``, numbered ``i32[B]``, all at once, nothing refilled.
 
     Returns:
         the outcome with validation metrics, and the metrics on the test split ({} where the task has none), ``[B]``.
     """
     lanes = plan.padded_lanes
     due = jnp.full(lanes, problem.num_steps, jnp.int32)
-    cube, number = pad(plan, (cube, number))
+    values, number = pad(plan, (values, number))
 
-    def shard(problem: Problem, cube: Array, number: Array, due: Array) -> tuple[Outcome, dict[str, Any]]:
+    def shard(problem: Problem, values: Sequence[Array], number: Array, due: Array) -> tuple[Outcome, dict[str, Any]]:
         def one_round(i: Array, carry: tuple[Any, Outcome]) -> tuple[Any, Outcome]:
-            row = Row(cube, number, jnp.broadcast_to(i == 0, due.shape), jnp.full(due.shape, i * problem.round_steps), due)
+            row = Row(values, number, jnp.broadcast_to(i == 0, due.shape), jnp.full(due.shape, i * problem.round_steps), due)
             state, outcome = _train_shard(problem, row, carry[0])
             sound = outcome.sound & carry[1].sound
             return state, Outcome(outcome.metrics, outcome.over, sound, jnp.where(sound, outcome.steps, carry[1].steps))
 
-        first = Row(cube, number, due > 0, jnp.zeros(due.shape, jnp.int32), due)
+        first = Row(values, number, due > 0, jnp.zeros(due.shape, jnp.int32), due)
         states = jax.vmap(init_state, (None, 0))(problem, first)
         nothing = jax.eval_shape(_train_shard, problem, first, states)[1]
         start = Outcome(
@@ -184,7 +183,6 @@ def train_to_end(problem: Problem, plan: Plan, cube: Array, number: Array) -> tu
         test = problem.task.test
         if test is None:
             return outcome, {}
-        arrays = jax.vmap(problem.space.decode_arrays)(cube)
-        return outcome, jax.vmap(lambda a, s: scalar_metrics(test(problem.hparams(a), s)))(arrays, state)
+        return outcome, jax.vmap(lambda v, s: scalar_metrics(test(problem.hparams(v), s)))(values, state)
 
-    return unpad(plan, in_shards(plan, shard, problem, cube, number, due))
+    return unpad(plan, in_shards(plan, shard, problem, values, number, due))

@@ -10,6 +10,7 @@ program and give the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -62,6 +63,7 @@ class Trials:
     number: Array
     round: Array
     cube: Array
+    values: Sequence[Array]
     loss: Array
     steps: Array
     metrics: dict[str, Array]
@@ -73,10 +75,8 @@ def first_carry(problem: Problem, plan: Plan, with_states: bool = True) -> Carry
     zero, nobody = jnp.zeros((), jnp.int32), jnp.full(lanes, -1, jnp.int32)
     states = ()
     if with_states:
-        rows = Row(
-            *(jnp.zeros(s, d) for s, d in (((num_dims,), jnp.float32), ((), jnp.int32), ((), bool), ((), int), ((), int)))
-        )
-        shapes = jax.eval_shape(init_state, problem, rows)
+        row = Row(problem.space.decode_arrays(jnp.zeros(num_dims)), zero, zero > 0, zero, zero)
+        shapes = jax.eval_shape(init_state, problem, row)
         states = jax.tree.map(lambda x: jnp.zeros((plan.padded_lanes, *x.shape), x.dtype), shapes)
     return Carry(
         optimizer=problem.optimizer.init(jax.random.fold_in(problem.key, INIT_STREAM), problem.space.spec),
@@ -115,7 +115,9 @@ def propose(problem: Problem, carry: Carry) -> tuple[Query, Row, Array]:
     steps = jnp.where(fresh, 0, carry.steps[source])
     rounds_due = lax.div(jnp.minimum(query.budget, problem.num_steps) + problem.round_steps - 1, problem.round_steps)
     due = jnp.maximum(rounds_due * problem.round_steps, steps + jnp.where(carry.over, problem.round_steps, 0))
-    return query, Row(query.cube, number, fresh, steps, due.astype(jnp.int32)), source
+    # Decoded once and fenced: what is trained and what is recorded are the same bits.
+    values = lax.optimization_barrier(problem.space.decode_arrays(query.cube))
+    return query, Row(values, number, fresh, steps, due.astype(jnp.int32)), source
 
 
 def learn(problem: Problem, carry: Carry, query: Query, row: Row, outcome: Outcome, train_state: Any) -> tuple[Carry, Trials]:
@@ -146,7 +148,7 @@ def learn(problem: Problem, carry: Carry, query: Query, row: Row, outcome: Outco
         train_state=train_state,
     )
     rounds = jnp.broadcast_to(carry.round - 1, done.shape)
-    return carry, Trials(done, row.number, rounds, query.cube, loss, outcome.steps, outcome.metrics)
+    return carry, Trials(done, row.number, rounds, query.cube, row.values, loss, outcome.steps, outcome.metrics)
 
 
 def _take_over(source: Array, state: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -47,7 +47,7 @@ class Problem:
     watch_state: bool = setting(static=True)
     static: tuple[int, ...] | None = setting(None, static=True)
 
-    def hparams(self, arrays: list[Any]) -> Any:
+    def hparams(self, arrays: Sequence[Any]) -> Any:
         """What the task sees of one decoded point."""
         return self.space.assemble(arrays, self.static)
 
@@ -111,8 +111,8 @@ class _CallAtInit:
 
     loss: Callable[..., Any]
 
-    def __call__(self, key: jax.Array, hparams: Any) -> dict[str, jax.Array]:
-        return scalar_metrics(self.loss(key, hparams))
+    def __call__(self, *arguments: Any, **bound: Any) -> dict[str, jax.Array]:
+        return scalar_metrics(self.loss(*arguments, **bound))
 
 
 def _stay(key: jax.Array, hparams: Any, metrics: Any) -> Any:

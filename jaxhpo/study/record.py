@@ -94,7 +94,7 @@ def canonical(value: Any) -> str:
 
 
 def _explained(path: Path, error: Exception) -> str:
-    text = str(error)
+    text = " ".join(str(error).split())
     if "full" in text or "No space" in text:
         return f"{path}: the disk is full; all trials up to the last commit are kept, resume once there is room"
     if "malformed" in text or "not a database" in text:

@@ -7,15 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxhpo.space import Space
 from jaxhpo.study.engines import Told
 from jaxhpo.study.loop import Trials
 from jaxhpo.study.record import number_or_none, read_record
-
-_BATCH = 256
 
 
 def rows_of(space: Space, trials: Trials, told: Told, clock: tuple[float, float]) -> list[dict[str, Any]]:
@@ -24,7 +21,7 @@ def rows_of(space: Space, trials: Trials, told: Told, clock: tuple[float, float]
     if not len(at[0]):
         return []
     cubes = np.asarray(trials.cube[at])
-    hparams = space.to_columns(decode_rows(space, cubes))
+    hparams = space.to_columns([np.asarray(value)[at] for value in trials.values])
     first, last = at[0].min(), int(trials.round[at].max())
     began, ended = clock
     span = max(last - int(trials.round[first].min()) + 1, 1)
@@ -55,21 +52,6 @@ def rows_of(space: Space, trials: Trials, told: Told, clock: tuple[float, float]
             }
         )
     return rows
-
-
-@jax.jit
-def _decode(space: Space, cubes: jax.Array) -> list[jax.Array]:
-    return space.decode_arrays(cubes)
-
-
-def decode_rows(space: Space, cubes: np.ndarray) -> list[np.ndarray]:
-    """Many points decoded on the host's side of the loop, ``f32[N, D]``, in batches of one compiled size."""
-    batches = []
-    for start in range(0, len(cubes), _BATCH):
-        batch = cubes[start : start + _BATCH]
-        padded = np.concatenate([batch, np.zeros((_BATCH - len(batch), cubes.shape[1]), cubes.dtype)])
-        batches.append(jax.device_get(_decode(space, padded)))
-    return [np.concatenate(parts)[: len(cubes)] for parts in zip(*batches, strict=True)]
 
 
 def database_row(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxhpo.errors import JaxhpoError
@@ -30,7 +31,9 @@ def from_numpy(like: Any, arrays: Any) -> Any:
     """The inverse of :func:`to_numpy`; ``like`` holds the shapes and dtypes that are due."""
 
     def one(shape: Any, array: Any) -> Any:
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(shape)) if is_key(shape) else array
+        if not is_key(shape):
+            return array
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(jnp.empty((), shape.dtype)))
 
     return jax.tree.map(one, like, arrays)
 

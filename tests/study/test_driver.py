@@ -195,7 +195,7 @@ def test_training_exchanges_nothing_between_devices():
     )
     plan = make_plan(8, 1, 2, 4)
     assert plan.num_devices == 4
-    row = Row(jnp.zeros((8, 1)), jnp.arange(8), jnp.ones(8, bool), jnp.zeros(8, int), jnp.full(8, 20))
+    row = Row([jnp.zeros(8)], jnp.arange(8), jnp.ones(8, bool), jnp.zeros(8, int), jnp.full(8, 20))
     state = jax.vmap(init_state, (None, 0))(problem, row)
     text = jax.jit(lambda p, r, s: train_round(p, plan, r, s)).lower(problem, row, state).compile().as_text()
     assert "while" in text
