@@ -1,0 +1,212 @@
+"""What each command does: from parsed arguments to an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxhpo.errors import JaxhpoError
+
+if TYPE_CHECKING:
+    from jaxhpo.config import Config
+    from jaxhpo.study import Result, Study, StudyRecord
+
+INTERRUPTED = 130
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    from jaxhpo.config import load
+    from jaxhpo.study.record import holds_study
+
+    overrides = list(arguments.overrides)
+    overrides += [
+        f"study.{name}={getattr(arguments, name)}" for name in ("seed", "devices") if getattr(arguments, name) is not None
+    ]
+    config = load(arguments.config, overrides)
+    folder = Path(arguments.out or Path("runs", f"{config.study.name}-seed{config.study.seed}"))
+    if holds_study(folder):
+        hint = f"go on with it by: jaxhpo resume {shlex.quote(str(folder))}, or choose another folder by --out"
+        raise JaxhpoError(f"{folder} already holds a study; {hint}")
+    return _search(config, folder, arguments, resume=False)
+
+
+def resume_command(arguments: argparse.Namespace) -> int:
+    folder = Path(arguments.folder)
+    return _search(_recorded_config(folder), folder, arguments, resume=True)
+
+
+def _recorded_config(folder: Path) -> Config:
+    """The config in a record. Modules are looked for around the record too: it may lie below the project's folder."""
+    from jaxhpo.config import Config
+    from jaxhpo.study.record import read_record
+
+    around = folder.resolve().parents[:3]
+    return Config.from_dict(read_record(folder).config, source=f"{folder} (its recorded config)", folders=around)
+
+
+def _search(config: Config, folder: Path, arguments: argparse.Namespace, resume: bool) -> int:
+    """Runs a study to its end, then trains the winner on fresh seeds and reports."""
+    from jaxhpo.cli.progress import progress_shown
+    from jaxhpo.config import build
+    from jaxhpo.study.platform import prepare_jax
+
+    devices = arguments.devices or config.study.devices
+    prepare_jax(devices)
+    from jaxhpo.study import run_study
+    from jaxhpo.study.result import no_winner
+
+    study = dataclasses.replace(build(config), devices=devices)
+    try:
+        with progress_shown(arguments.quiet) as progress:
+            result = run_study(study, folder, resume=resume, progress=progress)
+    except KeyboardInterrupt:
+        return _interrupted(folder, "")
+    if result.status == "interrupted":
+        return _interrupted(folder, f" after {len(result.trials['number'])} of {study.num_trials} trials")
+    confirmed, paths = False, []
+    if arguments.report:
+        confirmed = result.winner is not None and _confirm(study, folder, config.report.seeds, arguments.quiet)
+        paths = _write_report(folder)
+    if not arguments.quiet:
+        _summarize(study, result, folder, paths, confirmed)
+    if result.winner is None:
+        raise JaxhpoError(no_winner(len(result.trials["number"]), folder))
+    return 0
+
+
+def _interrupted(folder: Path, when: str) -> int:
+    from jaxhpo.study.record import holds_study
+
+    hint = f"; go on with: jaxhpo resume {shlex.quote(str(folder))}" if holds_study(folder) else ""
+    print(f"jaxhpo: interrupted{when}{hint}", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _confirm(study: Study, folder: Path, seeds: int, quiet: bool) -> bool:
+    """Trains the winner on fresh seeds where that can be done."""
+    from jaxhpo.study import confirm
+    from jaxhpo.tasks import HostFunction
+
+    if not seeds or isinstance(study.objective, HostFunction):
+        return False
+    if not quiet:
+        print(f"training the winner on {seeds} fresh seeds", file=sys.stderr, flush=True)
+    confirm(study, folder, seeds)
+    return True
+
+
+def _write_report(folder: Path) -> list[Path]:
+    from jaxhpo.analysis import write_report
+    from jaxhpo.study.record import read_record
+
+    return list(write_report(read_record(folder)))
+
+
+def _summarize(study: Study, result: Result, folder: Path, paths: list[Path], confirmed: bool) -> None:
+    from jaxhpo.analysis.format import duration, number, value
+    from jaxhpo.study.record import read_record
+
+    record = read_record(folder)
+    if result.winner is not None:
+        print(f"best {record.metric} {number(result.best.value, 6)} in trial {result.best.number} of {len(record.trials)}")
+        hparams = record.best.hparams if record.best is not None else {}
+        width = max(map(len, hparams), default=0)
+        for name, setting in hparams.items():
+            print(f"  {name:<{width}}  {value(setting, 6)}")
+    for line in _intervals(record) if confirmed else ():
+        print(line)
+    print(f"time:   {duration(result.run_seconds)}, and {duration(result.compile_seconds)} to compile")
+    print(f"record: {folder}")
+    for path in paths:
+        print(f"report: {path}")
+
+
+def _intervals(record: StudyRecord) -> list[str]:
+    """The winner's metrics over fresh seeds with their 95 % intervals, the one that was searched for first."""
+    from jaxhpo.analysis.format import interval
+    from jaxhpo.analysis.statistics import mean_interval
+
+    note = record.notes["confirmation"]
+    lines = [f"on {note['seeds']} fresh seeds (mean and its 95 % interval):"]
+    for split in ("validation", "test"):
+        for metric in sorted(note[split], key=lambda name: (name != record.metric, name)):
+            sound = [value for value in note[split][metric] if value is not None]
+            lost = len(note[split][metric]) - len(sound)
+            text = interval(mean_interval(sound)) if sound else "no value"
+            lines.append(f"  {split} {metric} {text}{f', {lost} diverged' if lost else ''}")
+    return lines
+
+
+def show_command(arguments: argparse.Namespace) -> int:
+    from jaxhpo.analysis import format_record
+    from jaxhpo.study.record import read_record
+
+    print(format_record(read_record(arguments.folder)))
+    return 0
+
+
+def report_command(arguments: argparse.Namespace) -> int:
+    folder = Path(arguments.folder)
+    if arguments.seeds is not None:
+        _train_winner_again(folder, arguments.seeds)
+    for path in _write_report(folder):
+        print(path)
+    return 0
+
+
+def _train_winner_again(folder: Path, seeds: int) -> None:
+    from jaxhpo.config import build
+    from jaxhpo.study.platform import prepare_jax
+
+    config = _recorded_config(folder)
+    prepare_jax(config.study.devices)
+    from jaxhpo.study import confirm
+    from jaxhpo.study.record import read_record
+
+    confirm(build(config), folder, seeds)
+    for line in _intervals(read_record(folder)):
+        print(line)
+
+
+def compare_command(arguments: argparse.Namespace) -> int:
+    from jaxhpo.analysis.compare import compare, format_comparison, write_comparison
+    from jaxhpo.study.record import read_record
+
+    records = [read_record(folder) for folder in arguments.folders]
+    print(format_comparison(compare(records)))
+    for path in write_comparison(records, arguments.out) if arguments.out is not None else ():
+        print(path)
+    return 0
+
+
+def export_command(arguments: argparse.Namespace) -> int:
+    from jaxhpo.analysis.export import export
+    from jaxhpo.study.record import read_record
+
+    print(export(read_record(arguments.folder), arguments.to, arguments.out))
+    return 0
+
+
+def list_command(arguments: argparse.Namespace) -> int:
+    from jaxhpo.cli import listing
+
+    rows: list[tuple[str, str]] = getattr(listing, arguments.what)()
+    if not rows:
+        print(f"there are no {arguments.what} here", file=sys.stderr)
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, text in rows:
+        print(f"{name:<{width}}  {text}".rstrip())
+    return 0
+
+
+def data_command(arguments: argparse.Namespace) -> int:
+    from jaxhpo.benchmarks import datasets
+
+    if arguments.action == "list":
+        return list_command(argparse.Namespace(what="data"))
+    datasets.fetch(arguments.name, lambda line: print(line, flush=True))
+    return 0
