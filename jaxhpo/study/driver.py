@@ -159,6 +159,17 @@ def _settings(optimizer: Any) -> dict[str, Any]:
     return {"name": type(optimizer).__name__, **plain}
 
 
+def _described(study: Study) -> dict[str, Any]:
+    """A study made in Python, told as a config would."""
+    seed = study.seed if isinstance(study.seed, (int, np.integer)) else np.asarray(jax.random.key_data(study.key)).tolist()
+    told = {"name": study.name, "seed": seed, "num_trials": study.num_trials, "metric": study.metric}
+    space = {
+        row["name"]: {key: value for key, value in row.items() if key not in ("name", "offset")}
+        for row in study.space.describe()
+    }
+    return {"study": {**told, "direction": study.direction}, "space": space, "optimizer": _settings(study.optimizer)}
+
+
 def _digest(task: Any) -> str:
     """SHA-256 of all data that a task holds."""
     digest = hashlib.sha256()
@@ -195,7 +206,7 @@ def _create(study: Study, problem: Problem, plan: Plan, folder: Path) -> Record:
     identity = _identity(study, problem, plan.width)
     facts = {
         "name": study.name,
-        "config": study.config,
+        "config": study.config or _described(study),
         "space": study.space.describe(),
         "env": {**environment(), "devices": plan.num_devices, "shard_width": plan.width},
         "metric": problem.metric,
@@ -204,7 +215,7 @@ def _create(study: Study, problem: Problem, plan: Plan, folder: Path) -> Record:
         "identity": json.loads(records.canonical(identity)),
     }
     made = records.create_record(folder, facts)
-    (folder / "config.json").write_text(json.dumps(facts["config"] or identity, indent=2, default=str) + "\n")
+    (folder / "config.json").write_text(json.dumps(facts["config"], indent=2, default=str) + "\n")
     return made
 
 

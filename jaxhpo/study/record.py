@@ -80,12 +80,12 @@ class StudyRecord:
 
     @property
     def best(self) -> TrialRow | None:
-        """The trial of the lowest loss; None while every trial diverged."""
-        return min((trial for trial in self.trials if trial.loss is not None), key=_loss, default=None)
+        """The trial of the lowest loss, the first of equals; None while every trial diverged."""
+        return min((trial for trial in self.trials if trial.loss is not None), key=_order, default=None)
 
 
-def _loss(trial: TrialRow) -> float:
-    return math.inf if trial.loss is None else trial.loss
+def _order(trial: TrialRow) -> tuple[float, int, int]:
+    return (math.inf if trial.loss is None else trial.loss, trial.round, trial.lane)
 
 
 def canonical(value: Any) -> str:

@@ -1,0 +1,53 @@
+"""A valley at the edge of a cliff: the best learning rate lies just below where training diverges.
+
+    python -m experiments.nan_cliff [--seeds 10] [--out cliff.md]
+
+Loss ``(log10 lr + 1.8)^2 + (wd - 0.3)^2``, NaN where ``log10 lr > -1.6``; lr in [1e-4, 1] by its logarithm, wd in
+[0, 1]; 60 trials. Every optimizer of the registry at its defaults with ten lanes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+
+import numpy as np
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--lanes", type=int, default=10)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    import jax
+    import jax.numpy as jnp
+
+    import jaxhpo as jh
+    from jaxhpo.optimizers.registry import OPTIMIZERS, load
+
+    space = jh.Space({"lr": jh.Float(1e-4, 1.0, log=True), "wd": jh.Float(0.0, 1.0)})
+
+    def loss(key, hparams):
+        log_lr = jnp.log10(hparams["lr"])
+        return jnp.where(log_lr > -1.6, jnp.nan, (log_lr + 1.8) ** 2 + (hparams["wd"] - 0.3) ** 2)
+
+    lines = ["| optimizer | best of 60 trials: median [range] | diverged |", "|---|---|---|"]
+    for name in OPTIMIZERS:
+        study = jh.pure_study(loss, space, load(name)(num_lanes=arguments.lanes), arguments.trials)
+        results = jax.jit(jax.vmap(study))(jax.random.split(jax.random.key(0), arguments.seeds))
+        best = np.asarray(results.loss)
+        assert not np.isnan(best).any(), "a NaN was reported as best"
+        done = np.asarray(results.trials.done)
+        share = np.isnan(np.asarray(results.trials.loss))[done].mean()
+        lines.append(f"| {name} | {statistics.median(best):.1e} [{best.min():.1e} to {best.max():.1e}] | {share:.0%} |")
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

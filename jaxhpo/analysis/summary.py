@@ -1,0 +1,54 @@
+"""The facts of a study that both the short text and the report state. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from jaxhpo.analysis.format import dotted
+
+if TYPE_CHECKING:
+    from jaxhpo.study.record import StudyRecord, TrialRow
+
+
+def ranked(record: StudyRecord) -> list[TrialRow]:
+    """Trials with a finite loss, best first; of equal ones the earlier first."""
+    found = [t for t in record.trials if not t.diverged and t.loss is not None and math.isfinite(t.loss)]
+    return sorted(found, key=lambda t: (t.loss, t.number))
+
+
+def stated(record: StudyRecord, trial: TrialRow) -> float:
+    """The metric of a trial as the user stated it."""
+    loss = trial.loss if trial.loss is not None else math.nan
+    return trial.value if trial.value is not None else -loss if record.direction == "maximize" else loss
+
+
+def num_diverged(record: StudyRecord) -> int:
+    return len(record.trials) - len(ranked(record))
+
+
+def seconds_of(record: StudyRecord) -> float:
+    """Wall-clock seconds until the last known result."""
+    return max((trial.seconds for trial in record.trials), default=0.0)
+
+
+def throughput(record: StudyRecord) -> float | None:
+    """Trials a second until the last known result; None before there are any."""
+    seconds = seconds_of(record)
+    return len(record.trials) / seconds if seconds > 0 else None
+
+
+def seed_of(record: StudyRecord) -> Any:
+    """The study's seed, or None where the config does not state one."""
+    return record.config.get("study", record.config).get("seed") if isinstance(record.config.get("study", {}), dict) else None
+
+
+def optimizer_of(record: StudyRecord) -> str:
+    """The optimizer's name, or nothing where the config does not state one."""
+    table = record.config.get("optimizer")
+    return str(table.get("name", "")) if isinstance(table, dict) else str(table or "")
+
+
+def settings_of(record: StudyRecord) -> dict[str, Any]:
+    """The config with dotted names, without the space."""
+    return dotted({name: table for name, table in record.config.items() if name != "space" and table not in ({}, None)})

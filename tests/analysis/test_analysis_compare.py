@@ -1,0 +1,132 @@
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxhpo.analysis import Comparison, format_comparison, write_comparison
+from jaxhpo.analysis.compare import compare, verdict
+from jaxhpo.errors import JaxhpoError
+
+
+def group(make_record, name, best, *, trials=6, confirmed=None, **other):
+    """One record a seed, whose search ends at ``best[seed]`` and whose fresh seeds average ``confirmed[seed]``."""
+    sign = -1.0 if other.get("direction") == "maximize" else 1.0
+    records = []
+    for seed, value in enumerate(best):
+        losses = [None if value is None else sign * value + 0.5 * k for k in range(trials - 1, -1, -1)]
+        notes = {}
+        if confirmed is not None:
+            validation = [confirmed[seed] - 0.01, confirmed[seed] + 0.01, None]
+            metric = other.get("metric", "loss")
+            notes = {"confirmation": {"number": 0, "seeds": 3, "validation": {metric: validation}, "test": {}}}
+        records.append(make_record(losses, name=name, seed=seed, notes=notes, **other))
+    return records
+
+
+A = [0.10, 0.12, 0.11, 0.13, 0.10, 0.09, 0.12, 0.11]
+B = [0.20, 0.19, 0.24, 0.22, 0.21, 0.25, 0.18, 0.23]
+
+
+def test_groups_bands_and_paired_tests(make_record):
+    records = group(make_record, "swarm", A) + group(make_record, "random", B)
+    found: Any = compare(records[::2] + records[1::2])  # the order in which they come does not matter
+    assert isinstance(found, Comparison)
+    assert [entry.name for entry in found.entries] == ["swarm", "random"]
+    swarm = found.entries[0]
+    assert sorted(swarm.final.tolist()) == sorted(A)
+    assert swarm.losses.shape == (8, 6)
+    assert swarm.spread["search"].low == pytest.approx(stats.t.interval(0.95, 7, np.mean(A), stats.sem(A))[0])
+    assert found.basis == "search"
+    assert found.ranks.mean_ranks.tolist() == [1.0, 2.0]
+    (pair,) = found.pairs
+    assert pair.paired.count == 8
+    assert pair.paired.difference.estimate == pytest.approx(np.mean(A) - np.mean(B))
+    assert pair.adjusted_p == pytest.approx(stats.wilcoxon(A, B).pvalue)
+    assert verdict(pair) == "swarm is better than random (p = 0.008, 8 seeds)."
+
+
+def test_confirmed_values_are_what_is_tested(make_record):
+    """The search of A looks better, its winners on fresh seeds are worse."""
+    found: Any = compare(group(make_record, "a", A, confirmed=[x + 0.3 for x in A]) + group(make_record, "b", B, confirmed=B))
+    assert found.basis == "validation"
+    assert verdict(found.pairs[0]).startswith("b is better than a")
+    assert found.entries[0].validation == pytest.approx([x + 0.3 for x in A])
+    text = format_comparison(found)
+    assert "By the winners' validation values over fresh seeds." in text
+
+
+def test_maximize_turns_everything_round(make_record):
+    kind = {"direction": "maximize", "metric": "accuracy"}
+    found: Any = compare(group(make_record, "low", A, **kind) + group(make_record, "high", B, **kind))
+    assert found.entries[0].final.tolist() == pytest.approx(A)
+    assert verdict(found.pairs[0]).startswith("high is better than low")
+    assert found.ranks.mean_ranks.tolist() == [2.0, 1.0]
+    row = next(line for line in format_comparison(found).splitlines() if line.startswith("| low vs high"))
+    assert "| 0 / 0 / 8" in row
+    assert f"{np.mean(A) - np.mean(B):.3f}"[:5] in row
+
+
+def test_honest_words_where_nothing_is_shown(make_record):
+    few = compare(group(make_record, "a", A[:4]) + group(make_record, "b", B[:4])).pairs[0]
+    assert "too few to show any difference (the smallest p-value that they can give is 0.13)" in verdict(few).replace(
+        "0.12)", "0.13)"
+    )
+    same = compare(group(make_record, "a", A) + group(make_record, "b", A)).pairs[0]
+    assert verdict(same) == "a and b are equal on all 8 seeds."
+    mixed = [x + d for x, d in zip(A, [0.01, -0.02, 0.03, -0.01, 0.02, -0.03, 0.015, -0.012], strict=True)]
+    near = compare(group(make_record, "a", A) + group(make_record, "b", mixed)).pairs[0]
+    assert "no difference is shown" in verdict(near)
+    assert "not proof of equality" in verdict(near)
+    alone = compare(group(make_record, "a", A[:1]) + group(make_record, "b", B[:1]))
+    assert "nothing was tested" in verdict(alone.pairs[0])
+    assert any("One seed only: a, b." in note for note in alone.notes)
+
+
+def test_three_studies_are_ranked_and_adjusted(make_record):
+    c = [x + 0.02 for x in B]
+    found: Any = compare(group(make_record, "a", A) + group(make_record, "b", B) + group(make_record, "c", c))
+    assert found.ranks.p_value == pytest.approx(stats.friedmanchisquare(A, B, c).pvalue)
+    assert [pair.adjusted_p for pair in found.pairs] == pytest.approx([3 * 2 / 2**8] * 3)
+
+
+def test_searches_where_nothing_finished_count_as_the_worst(make_record):
+    found: Any = compare(group(make_record, "a", A) + group(make_record, "b", [None, *B[1:]]))
+    assert found.entries[1].final[0] == np.inf
+    assert found.entries[1].spread["search"] is None
+    assert found.ranks.mean_ranks.tolist() == [1.0, 2.0]
+    assert any("no trial finished in 1 of 8 repeats" in note for note in found.notes)
+
+
+def test_one_name_for_two_configs_is_told_apart(make_record):
+    wide = [
+        dataclasses.replace(r, config=r.config | {"optimizer": {"name": "PSO", "num_lanes": 128}})
+        for r in group(make_record, "s", B)
+    ]
+    found: Any = compare(group(make_record, "s", A) + wide)
+    assert [entry.name for entry in found.entries] == ["s (optimizer.num_lanes=4)", "s (optimizer.num_lanes=128)"]
+
+
+def test_what_cannot_be_compared_is_refused(make_record):
+    one = make_record([0.5])
+    with pytest.raises(JaxhpoError, match="at least two"):
+        compare([one])
+    with pytest.raises(JaxhpoError, match=r"maximize 'loss'"):
+        compare([one, make_record([0.5], direction="maximize", seed=1)])
+    with pytest.raises(JaxhpoError, match=r"minimize 'error'"):
+        compare([one, make_record([0.5], metric="error", seed=1)])
+    with pytest.raises(JaxhpoError, match="same seed 0"):
+        compare([one, make_record([0.6], folder="elsewhere")])
+
+
+def test_comparison_files(make_record, tmp_path):
+    pytest.importorskip("matplotlib")
+    records = group(make_record, "<b>swarm</b>", A) + group(make_record, "random", [None, *B[1:]], trials=9)
+    markdown, page = write_comparison(records, tmp_path / "out")
+    text = page.read_text()
+    assert text.count("<svg") == 2
+    assert "<b>" not in text
+    assert "different numbers of finished trials" in markdown.read_text()
+    repeats = compare(group(make_record, "a", A))
+    assert "there is nothing to test" in format_comparison(repeats)
