@@ -43,7 +43,10 @@ class Keeper:
         ready = self._weights.finish()
         round = int(carry.round)
         light = dataclasses.replace(carry, train_state=())
-        if last or (self._afresh and bool(np.asarray(carry.over).all())):
+        if last:
+            self._record.commit(rows, (round, pack(light), None), keep=1)
+            self._weights.keep_only(set())
+        elif self._afresh and bool(np.asarray(carry.over).all()):
             self._record.commit(rows, (round, pack(light), None))
         elif size_of(carry.train_state) <= LARGE:
             self._record.commit(rows, (round, pack(carry), INSIDE))
