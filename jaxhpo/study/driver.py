@@ -294,8 +294,9 @@ def _drive(
         finished = 0 if carry is None else int(carry.finished)
         best = None if carry is None or int(carry.best_number) < 0 else sign * float(carry.best_loss)
         running = time.perf_counter() - started
-        rate = (finished - at_start) / running if running > 0 and finished > at_start else 0.0
-        left = (study.num_trials - finished) / rate if rate else None
+        rate = (finished - at_start) / running if running > 0 else 0.0
+        # Before every lane has ended a trial, the few that have are those that diverged early: no base for a forecast.
+        left = (study.num_trials - finished) / rate if finished - at_start >= study.optimizer.num_lanes else None
         diverged = 0 if carry is None else int(carry.diverged)
         progress(Progress(finished, study.num_trials, best, diverged, before + running, rate, left, phase))
 

@@ -232,6 +232,7 @@ class Record:
         trials: Iterable[tuple[Any, ...]],
         snapshot: tuple[int, bytes, str | None] | None,
         notes: dict[str, Any] | None = None,
+        keep: int = 2,
     ) -> None:
         """Trials and the state after them, all or nothing.
 
@@ -240,6 +241,7 @@ class Record:
                 new row has trained for longer.
             snapshot: the round, its bytes, and the folder of large weights if they are kept apart.
             notes: values to store or replace.
+            keep: how many snapshots to keep, the newest.
         """
         with self._transaction() as db:
             columns = ["round", "lane", "loss", "steps", "seconds", "metrics", "hparams", "cube", "loss_bits", "error"]
@@ -253,7 +255,8 @@ class Record:
                 round_, state, weights = snapshot
                 sha = hashlib.sha256(state).hexdigest()
                 db.execute("INSERT OR REPLACE INTO snapshot VALUES (?,?,?,?)", (round_, state, sha, weights))
-                db.execute("DELETE FROM snapshot WHERE round NOT IN (SELECT round FROM snapshot ORDER BY round DESC LIMIT 2)")
+                newest = "SELECT round FROM snapshot ORDER BY round DESC LIMIT ?"
+                db.execute(f"DELETE FROM snapshot WHERE round NOT IN ({newest})", (keep,))
             for key, value in (notes or {}).items():
                 db.execute("INSERT OR REPLACE INTO note VALUES (?,?)", (key, canonical(value)))
 

@@ -125,6 +125,8 @@ class WeightStore:
             for path in self._folder.iterdir():
                 if path.name not in names:
                     shutil.rmtree(path, ignore_errors=True)
+            if not names:
+                shutil.rmtree(self._folder, ignore_errors=True)
 
     def close(self) -> None:
         if self._checkpointer is not None:

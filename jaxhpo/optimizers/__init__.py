@@ -1,0 +1,41 @@
+"""Search algorithms: ``init / ask / update`` over the unit cube. Imported on demand, so that naming them is free."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jaxhpo.optimizers.registry import ENTRIES, Entry, example, load
+
+if TYPE_CHECKING:
+    from jaxhpo.optimizers.grid import GridSearch
+    from jaxhpo.optimizers.local import LocalSearch
+    from jaxhpo.optimizers.pso import PSO
+    from jaxhpo.optimizers.random import RandomSearch
+    from jaxhpo.optimizers.sobol import SobolSearch
+
+    OPTIMIZERS: dict[str, type]
+
+__all__ = [
+    "ENTRIES",
+    "OPTIMIZERS",
+    "PSO",
+    "Entry",
+    "GridSearch",
+    "LocalSearch",
+    "RandomSearch",
+    "SobolSearch",
+    "example",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "OPTIMIZERS":
+        return {key: load(key) for key in ENTRIES}
+    if name in ENTRIES:
+        return load(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

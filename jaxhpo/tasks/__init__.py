@@ -1,0 +1,50 @@
+"""What is tuned: tasks from plain functions, Flax NNX, Flax Linen or the host; metrics and schedules."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxhpo.tasks import dropout, masked, metrics, minibatch, schedules
+    from jaxhpo.tasks.linen import from_linen
+    from jaxhpo.tasks.nnx import from_nnx
+    from jaxhpo.tasks.task import HostFunction, Task, Training, check_task, metrics_of
+
+_HOMES = {
+    "HostFunction": "task",
+    "Task": "task",
+    "Training": "task",
+    "check_task": "task",
+    "metrics_of": "task",
+    "from_linen": "linen",
+    "from_nnx": "nnx",
+}
+_MODULES = ("dropout", "masked", "metrics", "minibatch", "schedules")
+
+__all__ = [
+    "HostFunction",
+    "Task",
+    "Training",
+    "check_task",
+    "dropout",
+    "from_linen",
+    "from_nnx",
+    "masked",
+    "metrics",
+    "metrics_of",
+    "minibatch",
+    "schedules",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"jaxhpo.tasks.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"jaxhpo.tasks.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
