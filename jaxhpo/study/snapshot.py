@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxhpo.errors import JaxhpoError
 
-LARGE = 4 * 2**20  # bytes of training state above which it goes to Orbax instead of into the record
+LARGE = 8 * 2**20  # bytes of training state above which it goes to Orbax instead of into the record
 
 
 def is_key(leaf: Any) -> bool:
