@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jaxhpo.tasks.calls import caller, metrics_of
+from jaxhpo.tasks.calls import metrics_of
 
 _LONGEST_ERROR = 20_000  # characters of an error that are kept
+_OWN = (__name__, metrics_of.__module__)  # modules whose frames tell the user nothing
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,15 @@ class Outcome:
     attempts: int
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """What became of one call; the attributes are those of :class:`Outcome`."""
+
+    metrics: dict[str, float] | None
+    error: str | None
+    seconds: float
+
+
 @dataclass
 class PendingJob:
     """A job on its way through its attempts; ``given`` is what the call is made from."""
@@ -62,18 +72,11 @@ class PendingJob:
         return Outcome(self.number, attempt.metrics, attempt.error, self.seconds, self.attempts)
 
 
-@dataclass(frozen=True)
-class Attempt:
-    metrics: dict[str, float] | None
-    error: str | None
-    seconds: float
-
-
-def attempt(call: Callable[[Any, int], Any], hparams: Any, seed: int) -> Attempt:
-    """Calls once. Everything that the function may raise is a failure, but for the user's Ctrl-C."""
+def call_once(call: Callable[[Any, int], Any], arguments: Callable[[], tuple[Any, int]]) -> Attempt:
+    """Calls once, with what ``arguments()`` gives. Whatever either raises is a failure, but for the user's Ctrl-C."""
     start = time.perf_counter()
     try:
-        value = call(hparams, seed)
+        value = call(*arguments())
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # sys.exit in the function too
@@ -83,21 +86,22 @@ def attempt(call: Callable[[Any, int], Any], hparams: Any, seed: int) -> Attempt
     try:
         return Attempt(metrics_of(value), None, seconds)
     except TypeError as error:
-        return Attempt(None, shortened(str(error)), seconds)
+        return Attempt(None, _shortened(str(error)), seconds)
 
 
 def _traceback(error: BaseException) -> str:
-    """The traceback as text, from the first frame that is not of this file."""
+    """The traceback as text, from the first frame that is not our own."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") in _OWN:
         trace = trace.tb_next
-    return shortened("".join(traceback.format_exception(type(error), error, trace)))
+    return _shortened("".join(traceback.format_exception(type(error), error, trace)))
 
 
 def one_line(error: BaseException) -> str:
-    return shortened("".join(traceback.format_exception_only(error))).replace("\n", " ")
+    """The type and message of an exception, without its traceback."""
+    return _shortened("".join(traceback.format_exception_only(error))).replace("\n", " ")
 
 
-def shortened(text: str) -> str:
+def _shortened(text: str) -> str:
     half = _LONGEST_ERROR // 2
     return text.strip() if len(text) <= _LONGEST_ERROR else f"{text[:half].strip()}\n[...]\n{text[-half:].strip()}"

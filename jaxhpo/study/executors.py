@@ -19,8 +19,8 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol, Self
 
 from jaxhpo.errors import JaxhpoError
-from jaxhpo.study.calls import Attempt, Job, Outcome, PendingJob, attempt, one_line
-from jaxhpo.study.workers import Worker, death, end_workers, exit_code_soon, name_of, not_importable, pickled_function
+from jaxhpo.study.calls import Attempt, Job, Outcome, PendingJob, call_once, one_line
+from jaxhpo.study.workers import Worker, death, end_workers, name_of, not_importable, pickled_function
 from jaxhpo.tasks.calls import caller, described
 
 _POLL = 0.5  # seconds between two looks for dead workers; see ``Worker.exit_code``
@@ -120,9 +120,10 @@ class _Serial(_Base):
         self._check_open()
         if not self._queue:
             raise RuntimeError("no job is pending")
-        task, outcome = self._queue[0], None
+        job, outcome = self._queue[0], None
         while outcome is None:
-            outcome = task.after(attempt(self._call, _copied(task.given.hparams), task.given.seed), self._retries)
+            arguments = _copied(job.given.hparams), job.given.seed
+            outcome = job.after(call_once(self._call, lambda given=arguments: given), self._retries)
         self._queue.popleft()  # not before: after Ctrl-C the job is still pending
         return outcome
 
@@ -169,7 +170,7 @@ class _Processes(_Base):
 
     def next(self) -> Outcome:
         self._check_open()
-        if not (self._finished or self._queue or any(worker.task for worker in self._workers)):
+        if not (self._finished or self._queue or any(worker.job for worker in self._workers)):
             raise RuntimeError("no job is pending")
         while not self._finished:
             self._dispatch()
@@ -185,13 +186,13 @@ class _Processes(_Base):
     def _dispatch(self) -> None:
         """Gives jobs to idle workers, and starts workers while there are more jobs than workers to take them."""
         for worker in list(self._workers):
-            if self._queue and not worker.starting and worker.task is None:
-                worker.task, worker.begun, worker.since = self._queue.popleft(), False, time.monotonic()
+            if self._queue and not worker.starting and worker.job is None:
+                worker.job, worker.begun, worker.since = self._queue.popleft(), False, time.monotonic()
                 try:
-                    worker.pipe.send_bytes(worker.task.given)
+                    worker.pipe.send_bytes(worker.job.given)
                 except OSError:
                     self._bury(worker)
-        free = sum(worker.task is None for worker in self._workers)
+        free = sum(worker.job is None for worker in self._workers)
         while len(self._workers) < self._size and free < len(self._queue):
             self._workers.append(Worker(self._started))
             self._started += 1
@@ -201,7 +202,7 @@ class _Processes(_Base):
         """Waits up to ``patience`` seconds, or to the next deadline, for a worker; then sees to all of them."""
         now = time.monotonic()
         if self._timeout is not None:
-            busy = [worker.since + self._timeout - now for worker in self._workers if worker.task is not None]
+            busy = [worker.since + self._timeout - now for worker in self._workers if worker.job is not None]
             patience = max(0.0, min([patience, *busy]))
         connection.wait([w.pipe for w in self._workers] + [w.sentinel for w in self._workers], timeout=patience)
         for worker in list(self._workers):
@@ -214,20 +215,20 @@ class _Processes(_Base):
                 dead = True
             if dead:
                 self._bury(worker)
-            elif self._timeout is not None and worker.task is not None and time.monotonic() > worker.since + self._timeout:
-                task = self._remove(worker)
-                assert task is not None
-                self._settle(task, Attempt(None, self._timed_out(), time.monotonic() - worker.since))
+            elif self._timeout is not None and worker.job is not None and time.monotonic() > worker.since + self._timeout:
+                job = self._remove(worker)
+                assert job is not None
+                self._settle(job, Attempt(None, self._timed_out(), time.monotonic() - worker.since))
 
     def _receive(self, worker: Worker, message: str | Attempt) -> None:
         if isinstance(message, Attempt):
-            task, worker.task = worker.task, None
+            job, worker.job = worker.job, None
             self._lost = 0
             # The deadline may have passed unseen, between two calls of ``next``: the same limit holds for every attempt.
-            if task is not None and self._timeout is not None and message.seconds > self._timeout:
+            if job is not None and self._timeout is not None and message.seconds > self._timeout:
                 message = Attempt(None, self._timed_out(), message.seconds)
-            if task is not None:
-                self._settle(task, message)
+            if job is not None:
+                self._settle(job, message)
         elif message == "started":
             worker.pipe.send_bytes(self._fn)  # only now: a worker that hangs in its start does not block the parent
         elif message == "ready":
@@ -238,10 +239,10 @@ class _Processes(_Base):
         else:
             raise JaxhpoError(not_importable(self._name, message))
 
-    def _settle(self, task: PendingJob, attempt: Attempt) -> None:
-        outcome = task.after(attempt, self._retries)
+    def _settle(self, job: PendingJob, attempt: Attempt) -> None:
+        outcome = job.after(attempt, self._retries)
         if outcome is None:
-            self._queue.appendleft(task)
+            self._queue.appendleft(job)
         else:
             self._finished.append(outcome)
 
@@ -249,22 +250,22 @@ class _Processes(_Base):
         return f"timed out after {self._timeout:g} s"
 
     def _remove(self, worker: Worker) -> PendingJob | None:
-        """Takes a worker out of the pool and ends it; its task is returned."""
-        task = worker.task
+        """Takes a worker out of the pool and ends it; its job is returned."""
+        job = worker.job
         self._workers.remove(worker)
         end_workers([worker], os.getpid())
-        return task
+        return job
 
     def _bury(self, worker: Worker) -> None:
         """A worker has died: in its start, while idle (not the fault of the job on its way to it), or by what it was doing."""
-        seconds, code = time.monotonic() - worker.since, exit_code_soon(worker)
-        task = self._remove(worker)
-        if task is not None and worker.begun:
-            self._settle(task, Attempt(None, f"the worker process {death(code)} during the trial", seconds))
+        seconds, code = time.monotonic() - worker.since, worker.exit_code_soon()
+        job = self._remove(worker)
+        if job is not None and worker.begun:
+            self._settle(job, Attempt(None, f"the worker process {death(code)} during the trial", seconds))
             return
-        if task is not None:
-            self._queue.appendleft(task)
-        if task is not None or worker.starting:
+        if job is not None:
+            self._queue.appendleft(job)
+        if job is not None or worker.starting:
             self._lost += 1
             if self._lost >= (self._size + _SPARE_WORKERS if self._any_ready else 1):
                 raise JaxhpoError(

@@ -14,13 +14,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from multiprocessing import connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from jaxhpo.errors import JaxhpoError
-from jaxhpo.study.calls import PendingJob, attempt, one_line
+from jaxhpo.study.calls import PendingJob, call_once, one_line
 from jaxhpo.tasks.calls import caller
 
 _GRACE = 1.0  # seconds that a process is given to end by itself before it is killed
@@ -45,7 +45,7 @@ def _work(pipe: connection.Connection) -> None:
         while True:
             given = pipe.recv_bytes()
             pipe.send("begun")
-            attempt = attempt(lambda bundle, _: call(*pickle.loads(bundle)), given, 0)
+            attempt = call_once(call, functools.partial(pickle.loads, given))
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(Exception):  # the function may have replaced or closed it
                     stream.flush()
@@ -78,9 +78,9 @@ def _end_with_parent() -> None:
 
 
 class Worker:
-    """A worker process: ``starting`` until its function is loaded, then idle, or busy with ``task`` since ``since``.
+    """A worker process: ``starting`` until its function is loaded, then idle, or busy with ``job`` since ``since``.
 
-    ``begun`` is False while the task may not have reached it.
+    ``begun`` is False while the job may not have reached it.
     """
 
     def __init__(self, index: int) -> None:
@@ -90,7 +90,7 @@ class Worker:
         self.process = context.Process(target=_work, args=(theirs,), name=f"jaxhpo-worker-{index}", daemon=False)
         self.starting = True
         self.begun = False
-        self.task: PendingJob | None = None
+        self.job: PendingJob | None = None
         self.since = 0.0
         try:
             with _interrupts_blocked():
@@ -102,6 +102,13 @@ class Worker:
     def exit_code(self) -> int | None:
         """None while it runs. Asks the system: processes forked by the worker may hold its pipe and sentinel open."""
         return self.process.exitcode
+
+    def exit_code_soon(self) -> int | None:
+        """The exit code of a worker that is about to end; None if it still runs a moment later."""
+        deadline = time.monotonic() + _GRACE
+        while self.exit_code() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return self.exit_code()
 
     def signal(self, number: int) -> bool:
         """Signals the worker and all of its group; False if nobody is left. Signal 0 only asks."""
@@ -138,7 +145,7 @@ def end_workers(workers: list[Worker], owner: int) -> None:
     try:
         for worker in ending:
             worker.pipe.close()
-            if worker.starting or worker.task is not None or worker.exit_code() is not None:
+            if worker.starting or worker.job is not None or worker.exit_code() is not None:
                 worker.signal(signal.SIGTERM)
         deadline = time.monotonic() + _GRACE
         while any(worker.exit_code() is None or worker.signal(0) for worker in ending) and time.monotonic() < deadline:
@@ -150,19 +157,13 @@ def end_workers(workers: list[Worker], owner: int) -> None:
             if worker.exit_code() is None:
                 worker.process.kill()
         for worker in ending:
-            if exit_code_soon(worker) is not None:
+            if worker.exit_code_soon() is not None:
                 worker.process.close()
         workers.clear()
 
 
-def exit_code_soon(worker: Worker) -> int | None:
-    deadline = time.monotonic() + _GRACE
-    while worker.exit_code() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    return worker.exit_code()
-
-
 def death(code: int | None) -> str:
+    """How a worker with this exit code has ended, as the predicate of a sentence."""
     if code is None:
         return "closed its pipe"
     if code >= 0:
@@ -178,6 +179,7 @@ def death(code: int | None) -> str:
 
 
 def name_of(fn: Any) -> str:
+    """The name by which a function is imported; for a partial or an object, that of its function or type."""
     while isinstance(fn, functools.partial):
         fn = fn.func
     named = fn if hasattr(fn, "__qualname__") else type(fn)
@@ -198,6 +200,7 @@ def pickled_function(fn: Any, name: str) -> bytes:
 
 
 def not_importable(name: str, reason: str) -> str:
+    """The one line that refuses a function which no worker can import."""
     return (
         f"{name}: to run in worker processes, the objective must be importable: define it at module level in a file, "
         f"not as a lambda, inside a function or in an interactive session; or use processes=0 ({' '.join(reason.split())})"

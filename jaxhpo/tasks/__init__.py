@@ -9,14 +9,13 @@ if TYPE_CHECKING:
     from jaxhpo.tasks import dropout, masked, metrics, minibatch, schedules
     from jaxhpo.tasks.linen import from_linen
     from jaxhpo.tasks.nnx import from_nnx
-    from jaxhpo.tasks.task import HostFunction, Task, Training, check_task, metrics_of
+    from jaxhpo.tasks.task import HostFunction, Task, Training, check_task
 
 _HOMES = {
     "HostFunction": "task",
     "Task": "task",
     "Training": "task",
     "check_task": "task",
-    "metrics_of": "task",
     "from_linen": "linen",
     "from_nnx": "nnx",
 }
@@ -32,7 +31,6 @@ __all__ = [
     "from_nnx",
     "masked",
     "metrics",
-    "metrics_of",
     "minibatch",
     "schedules",
 ]

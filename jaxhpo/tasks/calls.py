@@ -28,7 +28,11 @@ def caller(fn: Callable[..., Any]) -> Callable[[Any, int], Any]:
 
 
 def metrics_of(value: Any) -> dict[str, float]:
-    """A returned value as metrics by name; TypeError says what was returned and what is due."""
+    """A returned value as floats by name; a number alone is the ``loss``.
+
+    Raises:
+        TypeError: for anything but numbers; it says what was returned and what is due.
+    """
     due = "a number, or a dict of numbers by name, is due"
     if isinstance(value, Mapping):
         if not value:
@@ -61,6 +65,7 @@ def _number(value: Any) -> float | None:
 
 
 def described(value: Any) -> str:
+    """A value that was not expected, by its type and, in short, what it holds."""
     if value is None:
         return "None"
     shape = getattr(value, "shape", None)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.tree_util import GetAttrKey, Partial, keystr
+
+from jaxhpo.tasks.calls import caller, metrics_of
 
 
 def _callable_pytree(name: str, function: Any) -> Any:
@@ -206,36 +207,10 @@ class HostFunction:
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
                 raise ValueError(f"{name} = {value!r}: must be a whole number of at least 0")
 
-    @property
-    def takes_seed(self) -> bool:
-        """Whether ``fn`` has a parameter ``seed``."""
-        try:
-            return "seed" in inspect.signature(self.fn).parameters
-        except (TypeError, ValueError):  # builtins without a signature
-            return False
-
     def __call__(self, hparams: Any, seed: int) -> dict[str, float]:
-        """Call ``fn`` here and now, with the seed if it takes one; its result by :func:`metrics_of`."""
-        return metrics_of(self.fn(hparams, seed=seed) if self.takes_seed else self.fn(hparams))
+        """Call ``fn`` here and now, with the seed if it takes one, as a trial does; its result as floats by name.
 
-
-def metrics_of(result: Any) -> dict[str, float]:
-    """What a host function returned as a dict of Python floats; a number alone is the ``loss``.
-
-    Raises:
-        TypeError: for anything but numbers (arrays of one element count as numbers).
-    """
-    named = result if isinstance(result, Mapping) else {"loss": result}
-    if not named:
-        raise TypeError("a host function must return a number or a dict of numbers, not an empty dict")
-    metrics = {}
-    for name, value in named.items():
-        try:
-            number = value.item() if hasattr(value, "item") else value  # arrays and tensors of one element
-            if isinstance(number, (str, bytes)):  # float("3") would read it
-                raise TypeError
-            metrics[str(name)] = float(number)
-        except (TypeError, ValueError, RuntimeError):
-            sort = type(value).__name__
-            raise TypeError(f"a host function must return a number or a dict of numbers; {name!r} is a {sort}") from None
-    return metrics
+        Raises:
+            TypeError: if ``fn`` returns anything but numbers; and whatever ``fn`` raises.
+        """
+        return metrics_of(caller(self.fn)(hparams, seed))
