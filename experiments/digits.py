@@ -17,7 +17,7 @@ from flax import linen, nnx
 from jax.tree_util import Partial
 
 from jaxhpo.benchmarks import datasets
-from jaxhpo.tasks import Task, Training, from_linen, from_nnx, metrics, schedules
+from jaxhpo.tasks import Task, Training, from_linen, from_nnx, metrics, over_seeds, schedules
 from jaxhpo.tasks.masked import MaskedLinear, masked_init, width_mask
 from jaxhpo.tasks.minibatch import first_order, next_batch
 
@@ -117,7 +117,7 @@ def plain_apply(params: dict[str, dict[str, jax.Array]], width: jax.Array | int,
 
 
 @functools.cache  # the same sizes give the same functions, hence the same compiled program
-def nnx_mlp(num_steps: int = 300, batch_size: int = 64, max_width: int = 128) -> Training:
+def nnx_mlp(num_steps: int = 300, batch_size: int = 64, max_width: int = 128, num_seeds: int = 1) -> Training:
     """Digits: a network of two hidden layers, in Flax NNX."""
     task = from_nnx(
         lambda hparams, rngs: NnxMLP(with_defaults(hparams)["width"], max_width, rngs=rngs),
@@ -127,11 +127,11 @@ def nnx_mlp(num_steps: int = 300, batch_size: int = 64, max_width: int = 128) ->
         metrics=METRICS,
         batch_size=batch_size,
     )
-    return Training(task, num_steps)
+    return Training(over_seeds(task, num_seeds), num_steps)
 
 
 @functools.cache
-def linen_mlp(num_steps: int = 300, batch_size: int = 64, max_width: int = 128) -> Training:
+def linen_mlp(num_steps: int = 300, batch_size: int = 64, max_width: int = 128, num_seeds: int = 1) -> Training:
     """Digits: a network of two hidden layers, in Flax Linen."""
     task = from_linen(
         lambda hparams: LinenMLP(with_defaults(hparams)["width"], max_width),
@@ -141,11 +141,11 @@ def linen_mlp(num_steps: int = 300, batch_size: int = 64, max_width: int = 128) 
         metrics=METRICS,
         batch_size=batch_size,
     )
-    return Training(task, num_steps)
+    return Training(over_seeds(task, num_seeds), num_steps)
 
 
 @functools.cache
-def plain_mlp(num_steps: int = 300, batch_size: int = 64, max_width: int = 128) -> Training:
+def plain_mlp(num_steps: int = 300, batch_size: int = 64, max_width: int = 128, num_seeds: int = 1) -> Training:
     """Digits: a network of two hidden layers, in plain JAX."""
 
     def init(key: jax.Array, hparams: Any) -> Any:

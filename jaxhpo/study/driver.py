@@ -34,7 +34,7 @@ from jaxhpo.study.record import Record
 from jaxhpo.study.result import Result, Trial, TrialTable
 from jaxhpo.study.rows import database_row, earlier_rows, rows_of
 from jaxhpo.study.snapshot import to_numpy
-from jaxhpo.tasks import HostFunction
+from jaxhpo.tasks import HostFunction, Training
 
 _CHUNK_SECONDS = 1.0  # how long a chunk should take: the rhythm of progress and of commits
 
@@ -49,7 +49,8 @@ class Study:
         seed: an integer, or a JAX key.
         metric: which metric is the loss; may be None if there is one, or one is called ``loss``.
         direction: ``minimize`` or ``maximize``.
-        shard_width: W, lanes compiled together, on which the bits of a study depend; by default lanes / devices.
+        shard_width: W, lanes compiled together, on which the bits of a study depend; by default lanes / devices, on
+            a CPU at most 8 for trainings.
         devices: how many local devices to use; by default all.
         max_seconds: begin no further chunk after this much wall-clock, compilation and earlier runs included.
         config: what the study was made from, JSON-able, for the record.
@@ -137,7 +138,8 @@ def plan_of(study: Study, folder: Path | None = None) -> Plan:
     width = study.shard_width
     if folder is not None and width is None:
         width = records.recorded_facts(folder)["identity"]["shard_width"]
-    return make_plan(study.optimizer.num_lanes, study.space.num_dims, width, study.devices)
+    training = isinstance(study.objective, Training)
+    return make_plan(study.optimizer.num_lanes, study.space.num_dims, width, study.devices, training)
 
 
 def make_engine(study: Study, problem: Problem, plan: Plan) -> Engine:

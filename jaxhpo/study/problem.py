@@ -82,15 +82,25 @@ class Plan:
         return self.width * self.num_devices * self.shards_per_device
 
 
-def make_plan(num_lanes: int, num_dims: int, width: int | None, devices: int | None) -> Plan:
-    """Lanes over the first ``devices`` local devices (default all) in shards of ``width`` (default lanes / devices)."""
+CPU_WIDTH = 8  # trainings to a shard on a CPU: as many small networks as its caches hold
+
+
+def make_plan(num_lanes: int, num_dims: int, width: int | None, devices: int | None, training: bool = True) -> Plan:
+    """Lanes over the first ``devices`` local devices (default all) in shards of ``width``.
+
+    The default width is lanes / devices. On a CPU, where a wide batch of trainings runs at the speed of memory, a
+    device's lanes are cut further, evenly, into shards of at most ``CPU_WIDTH`` that run in turn.
+    """
     local = jax.local_devices()
     if devices is not None and not 1 <= devices <= len(local):
         raise JaxhpoError(f"devices = {devices}: this machine shows {len(local)} of kind {local[0].platform}")
     if width is not None and width < 1:
         raise JaxhpoError(f"shard_width = {width}: must be at least 1")
     used = min(devices or len(local), num_lanes)
-    width = width or -(-num_lanes // used)
+    if width is None:
+        width = -(-num_lanes // used)
+        if training and local[0].platform == "cpu":
+            width = -(-width // -(-width // CPU_WIDTH))
     used = min(used, -(-num_lanes // width))
     mesh = jax.make_mesh((used,), ("lanes",), devices=local[:used], axis_types=(jax.sharding.AxisType.Auto,))
     rounds = 2**22 // (num_lanes * (num_dims + 16))

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from jaxhpo.tasks import dropout, masked, metrics, minibatch, schedules
     from jaxhpo.tasks.linen import from_linen
     from jaxhpo.tasks.nnx import from_nnx
+    from jaxhpo.tasks.repeated import over_seeds
     from jaxhpo.tasks.task import HostFunction, Task, Training, check_task
 
 _HOMES = {
@@ -18,6 +19,7 @@ _HOMES = {
     "check_task": "task",
     "from_linen": "linen",
     "from_nnx": "nnx",
+    "over_seeds": "repeated",
 }
 _MODULES = ("dropout", "masked", "metrics", "minibatch", "schedules")
 
@@ -32,6 +34,7 @@ __all__ = [
     "masked",
     "metrics",
     "minibatch",
+    "over_seeds",
     "schedules",
 ]
 
