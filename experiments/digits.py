@@ -169,4 +169,5 @@ def plain_mlp(num_steps: int = 300, batch_size: int = 64, max_width: int = 128, 
         return {name: metric(logits, y) for name, metric in METRICS.items()}
 
     train, valid, test = digits()
-    return Training(Task(init, Partial(step, *train), Partial(evaluate, *valid), Partial(evaluate, *test)), num_steps)
+    task = Task(init, Partial(step, *train), Partial(evaluate, *valid), Partial(evaluate, *test))
+    return Training(over_seeds(task, num_seeds), num_steps)

@@ -23,12 +23,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 LANES, STEPS, TRIALS = 64, 300, 128
 WORKERS = ("ideal", "lanes 1", "lanes all", "optuna", "empty")
 
 
-def gentle_space() -> object:
+def gentle_space() -> Any:
     """The digits' space without the learning rates that diverge, so that every trial trains all its steps."""
     import jaxhpo as jh
 
@@ -173,7 +174,7 @@ def main() -> None:
         return
     command = [sys.executable, "-m", "experiments.lanes", "--work"]
     environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
     workers = {}
     for name in WORKERS:  # one after the other: they must not compile side by side
         workers[name] = subprocess.Popen([*command, name], **pipes)

@@ -3,7 +3,7 @@
     python -m experiments.nan_cliff [--seeds 10] [--out cliff.md]
 
 Loss ``(log10 lr + 1.8)^2 + (wd - 0.3)^2``, NaN where ``log10 lr > -1.6``; lr in [1e-4, 1] by its logarithm, wd in
-[0, 1]; 60 trials. Every optimizer of the registry at its defaults with ten lanes.
+[0, 1]; 60 trials. Every optimizer of the registry at its defaults with six lanes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--trials", type=int, default=60)
-    parser.add_argument("--lanes", type=int, default=10)
+    parser.add_argument("--lanes", type=int, default=6)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     import jax
