@@ -175,7 +175,7 @@ def main() -> None:
     command = [sys.executable, "-m", "experiments.lanes", "--work"]
     environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
-    workers = {}
+    workers: dict[str, Any] = {}
     for name in WORKERS:  # one after the other: they must not compile side by side
         workers[name] = subprocess.Popen([*command, name], **pipes)
         assert workers[name].stdout.readline().strip() == "ready", name
