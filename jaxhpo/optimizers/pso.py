@@ -187,6 +187,8 @@ class PSO:
     num_informants: int = setting(3, static=True, low=1)
     bounds: str = setting("reflect", static=True, choices=("reflect", "damp"))
 
+    starts_afresh = True
+
     def init(self, key: jax.Array, spec: CubeSpec) -> Swarm:
         """Uniform positions; velocities half the way to another uniform point (SPSO 2007)."""
         start, other = jax.random.uniform(key, (2, self.num_lanes, spec.num_dims), jnp.float32)
