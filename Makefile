@@ -54,8 +54,10 @@ bench: .venv/test.ok
 	.venv/bin/python -m experiments.nan_cliff
 	.venv/bin/python -m experiments.crash
 
-peers: .venv/test.ok
-	.venv/bin/python -m pip install -q -e '.[peers]'
+.venv/peers.ok: .venv/test.ok
+	$(call install,$(PY),.venv,dev$(,)peers)
+
+peers: .venv/peers.ok
 	.venv/bin/python -m experiments.peers_pso --speed
 
 clean:

@@ -15,6 +15,7 @@ The defaults of ours were chosen by other functions, see ``jaxhpo/optimizers/pso
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -23,6 +24,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -117,10 +119,12 @@ def run_pyswarms(name: str, num_dims: int, particles: int, generations: int, see
     loss, low, high = make_loss(name, num_dims)
     compiled, box = jax.jit(loss), (np.full(num_dims, low), np.full(num_dims, high))
     found = []
-    for seed in range(seeds):
-        np.random.seed(seed)  # noqa: NPY002, its only way to be seeded
-        peer = GlobalBestPSO(particles, num_dims, {"c1": 0.5, "c2": 0.3, "w": 0.9}, bounds=box)
-        found.append(float(peer.optimize(lambda x: np.asarray(compiled(x)), generations, verbose=False)[0]))
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # it leaves a log file where it runs
+        for seed in range(seeds):
+            np.random.seed(seed)  # noqa: NPY002, its only way to be seeded
+            peer = GlobalBestPSO(particles, num_dims, {"c1": 0.5, "c2": 0.3, "w": 0.9}, bounds=box)
+            found.append(float(peer.optimize(lambda x: np.asarray(compiled(x)), generations, verbose=False)[0]))
+        logging.shutdown()
     return found
 
 

@@ -66,7 +66,7 @@ def problems_of(optimizer: Any) -> list[str]:
             continue
         limits = f"at least {low}" if high is None else f"at most {high}" if low is None else f"between {low} and {high}"
         try:
-            number = float(value)
+            number = float("nan" if isinstance(value, bool) else value)
         except (TypeError, ValueError):
             found.append(f"{name} = {value!r}: must be a number, {limits}")
             continue

@@ -91,9 +91,10 @@ class GridSearch:
         del key, query
         counts = self.counts(state.spec)
         done = feedback.done.astype(jnp.int32)
-        refill = _advance(state.next, jnp.cumsum(done) - done, counts)  # lanes that are done, counted from the left
+        # Lanes that are done, counted from the left.
+        refill = _advance(state.next, jnp.cumsum(done, dtype=jnp.int32) - done, counts)
         digits = jnp.where(feedback.done[:, None], refill, state.digits)
-        return GridState(digits, _advance(state.next, done.sum(), counts), state.spec)
+        return GridState(digits, _advance(state.next, done.sum(dtype=jnp.int32), counts), state.spec)
 
 
 @functools.lru_cache(maxsize=256)
@@ -116,5 +117,5 @@ def _advance(digits: jax.Array, by: jax.Array, counts: np.ndarray) -> jax.Array:
         total = digit + carry
         return total // count, total % count
 
-    _, columns = jax.lax.scan(add, by, (digits, jnp.asarray(counts)), reverse=True)
+    _, columns = jax.lax.scan(add, by, (digits, jnp.asarray(counts, jnp.int32)), reverse=True)
     return jnp.moveaxis(columns, 0, -1)

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from jaxhpo.core import CubeSpec, Feedback, Query, pytree_dataclass, setting
+from jaxhpo.errors import JaxhpoError
 
 BITS = 20
 """The sequence has ``2^BITS`` points, then it begins again."""
@@ -29,10 +30,10 @@ def direction_numbers(num_dims: int) -> np.ndarray:
     Computed on the host, once for each D: 0.4 s for 1000 dimensions, 13 s for the most there are.
 
     Raises:
-        ValueError: for more dimensions than there are direction numbers.
+        JaxhpoError: for more dimensions than there are direction numbers.
     """
     if num_dims > qmc.Sobol.MAXDIM:
-        raise ValueError(f"SobolSearch: the space has {num_dims} dimensions, Sobol points have at most {qmc.Sobol.MAXDIM}")
+        raise JaxhpoError(f"SobolSearch: the space has {num_dims} dimensions, Sobol points have at most {qmc.Sobol.MAXDIM}")
     engine = qmc.Sobol(num_dims, scramble=False, bits=BITS)
     columns = []
     for k in range(BITS):
@@ -103,7 +104,7 @@ class SobolSearch:
         num_lanes: B; a power of two keeps each batch evenly spread.
 
     Raises:
-        ValueError: by ``init``, for more than 21201 dimensions.
+        JaxhpoError: by ``init``, for more than 21201 dimensions.
     """
 
     num_lanes: int = setting(static=True, low=1)
@@ -122,6 +123,6 @@ class SobolSearch:
     def update(self, key: jax.Array, state: SobolState, query: Query, feedback: Feedback) -> SobolState:
         del key, query
         done = feedback.done.astype(jnp.int32)
-        refill = (state.next + jnp.cumsum(done) - done) % 2**BITS  # lanes that are done, counted from the left
+        refill = (state.next + jnp.cumsum(done, dtype=jnp.int32) - done) % 2**BITS  # lanes that are done, counted from the left
         index = jnp.where(feedback.done, refill, state.index)
-        return SobolState(state.directions, state.shift, index, (state.next + done.sum()) % 2**BITS)
+        return SobolState(state.directions, state.shift, index, (state.next + done.sum(dtype=jnp.int32)) % 2**BITS)

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxhpo.core import Kind, Run
 
-MAX_LEVELS = 2**24  # every integer up to here is exact in float32
+MAX_LEVELS, MAX_LOG_LEVELS = 2**22, 2**17  # up to here the middle of every level lies in that level in float32
 
 
 def _checked_shape(shape: Any) -> tuple[int, ...]:
@@ -88,7 +88,8 @@ class Int:
     their neighbours.
 
     Raises:
-        ValueError: if ``low >= high``, ``log`` with ``low < 1``, or more than 2**24 levels (float32).
+        ValueError: if ``low >= high``, ``log`` with ``low < 1``, or more levels than float32 can tell apart in the
+            cube: 2**22, or 2**17 with ``log``.
     """
 
     low: int
@@ -103,8 +104,9 @@ class Int:
             raise ValueError(f"low must be below high, not {self.low!r} and {self.high!r}")
         if self.log and low < 1:
             raise ValueError(f"log needs low of at least 1, not {self.low!r}")
-        if high - low >= MAX_LEVELS or max(abs(low), abs(high)) >= 2**31:
-            raise ValueError(f"{self.low!r} to {self.high!r} is more than 2**24 levels or beyond 32 bits; use Float")
+        most = MAX_LOG_LEVELS if self.log else MAX_LEVELS
+        if high - low >= most or max(abs(low), abs(high)) >= 2**31:
+            raise ValueError(f"{self.low!r} to {self.high!r} is more than {most} levels or beyond 32 bits; use Float")
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
         object.__setattr__(self, "shape", _checked_shape(self.shape))
@@ -152,6 +154,18 @@ class Choice:
 def Bool(static: bool = False, shape: tuple[int, ...] = ()) -> Choice:
     """False or True; in a pure task a traced one arrives as a ``bool`` array."""
     return Choice((False, True), static=static, shape=shape)
+
+
+def label_of(option: Any) -> Any:
+    """An option as it is written down: plain values as they are, functions and classes by their full name."""
+    if option is None or isinstance(option, (bool, int, float, str)):
+        return option
+    if isinstance(option, (list, tuple)):
+        return [label_of(item) for item in option]
+    if hasattr(option, "__qualname__"):
+        return f"{option.__module__}.{option.__qualname__}"
+    text = repr(option)
+    return text if " at 0x" not in text else type(option).__qualname__
 
 
 Leaf = Float | Int | Choice

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxhpo.core import Array, CubeSpec, Kind, Run
-from jaxhpo.space.leaves import LEAF_TYPES, Choice, Float, Int, Leaf
+from jaxhpo.space.leaves import LEAF_TYPES, Choice, Float, Int, Leaf, label_of
 
 _CONSTANTS = (bool, int, float, str, type(None), np.generic)
 
@@ -253,6 +253,16 @@ class Space:
             columns[slot.name] = _nested(flat, array.shape) if slot.shape else flat
         return columns
 
+    def choices_at(self, cubes: Array) -> dict[str, list[Any]]:
+        """The labels of all choices at many points, ``f32[N, D]``, one list a leaf."""
+        levels = np.asarray(self.spec.level_of(cubes))
+        columns = {}
+        for slot in self.slots:
+            if slot.run.kind == Kind.CHOICE:
+                flat = _plain(slot, levels[:, slot.offset : slot.offset + slot.size].ravel())
+                columns[slot.name] = _nested(flat, (len(levels), *slot.shape)) if slot.shape else flat
+        return columns
+
     def from_host(self, values: Any) -> Any:
         """Plain Python values as the arrays that ``decode`` would give; the inverse of ``to_host``.
 
@@ -304,7 +314,7 @@ class Space:
             at, kind = slot.offset, Kind(slot.run.kind).name.lower()
             row: dict[str, Any] = {"name": slot.name, "type": kind, "offset": at, "shape": list(slot.shape)}
             if slot.run.kind == Kind.CHOICE:
-                row |= {"options": [o if isinstance(o, _CONSTANTS) else str(o) for o in slot.options], "static": slot.static}
+                row |= {"options": [label_of(option) for option in slot.options], "static": slot.static}
             elif slot.run.kind == Kind.INT:
                 low = int(np.asarray(self.first)[at])
                 row |= {"low": low, "high": low + slot.run.levels - 1, "log": slot.log}

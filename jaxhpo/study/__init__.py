@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxhpo.study.api import PureResult, maximize, minimize, pure_study
-    from jaxhpo.study.confirm import confirm
+    from jaxhpo.study.confirmation import confirm
     from jaxhpo.study.driver import Progress, Study, run_study
     from jaxhpo.study.loop import Trials
     from jaxhpo.study.platform import prepare_jax
@@ -23,7 +23,7 @@ _HOMES = {
     "Trial": "result",
     "TrialRow": "record",
     "Trials": "loop",
-    "confirm": "confirm",
+    "confirm": "confirmation",
     "maximize": "api",
     "minimize": "api",
     "prepare_jax": "platform",
@@ -53,9 +53,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = getattr(importlib.import_module(f"jaxhpo.study.{_HOMES[name]}"), name)
-        globals()[name] = value  # over the submodule of the same name, which the import has put there
-        return value
+        return getattr(importlib.import_module(f"jaxhpo.study.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -14,6 +14,7 @@ import json
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 
 from jaxhpo.core import Optimizer, problems_of
 from jaxhpo.errors import JaxhpoError
-from jaxhpo.space import Space
+from jaxhpo.space import Space, label_of
 from jaxhpo.study import record as records
 from jaxhpo.study.engines import CompiledEngine, Engine, HostEngine, StaticGroups, host_trials
 from jaxhpo.study.keeper import Keeper
@@ -52,7 +53,8 @@ class Study:
         shard_width: W, lanes compiled together, on which the bits of a study depend; by default lanes / devices, on
             a CPU at most 8 for trainings.
         devices: how many local devices to use; by default all.
-        max_seconds: begin no further chunk after this much wall-clock, compilation and earlier runs included.
+        max_seconds: begin no further chunk after this much wall-clock, compilation and earlier runs included; a study
+            has at least one.
         config: what the study was made from, JSON-able, for the record.
     """
 
@@ -153,12 +155,14 @@ def make_engine(study: Study, problem: Problem, plan: Plan) -> Engine:
 
 def _settings(optimizer: Any) -> dict[str, Any]:
     """An optimizer as plain data: its name and fields."""
-    fields = {field.name: getattr(optimizer, field.name) for field in dataclasses.fields(optimizer)}
-    plain = {
-        name: _settings(value) if dataclasses.is_dataclass(value) else value.tolist() if hasattr(value, "tolist") else value
-        for name, value in fields.items()
-    }
-    return {"name": type(optimizer).__name__, **plain}
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return _settings(value)
+        return value.tolist() if hasattr(value, "tolist") else label_of(value)
+
+    fields = {field.name: plain(getattr(optimizer, field.name)) for field in dataclasses.fields(optimizer)}
+    return {"name": type(optimizer).__name__, **fields}
 
 
 def _described(study: Study) -> dict[str, Any]:
@@ -200,8 +204,14 @@ def _identity(study: Study, problem: Problem, width: int) -> dict[str, Any]:
 
 def reopen(study: Study, problem: Problem, folder: Path) -> Record:
     """The record of this very study, locked for writing."""
-    width = records.recorded_facts(folder)["identity"]["shard_width"]
-    return records.reopen_record(folder, _identity(study, problem, width if study.shard_width is None else study.shard_width))
+    facts = records.recorded_facts(folder)
+    width = facts["identity"]["shard_width"] if study.shard_width is None else study.shard_width
+    record = records.reopen_record(folder, _identity(study, problem, width))
+    now = environment()
+    changes = [f"{name} {facts['env'].get(name)} then, {now[name]} now" for name in now if facts["env"].get(name) != now[name]]
+    if changes:
+        warnings.warn(f"{folder}: trials may differ in their last bits: {'; '.join(changes)}", stacklevel=2)
+    return record
 
 
 def _create(study: Study, problem: Problem, plan: Plan, folder: Path) -> Record:
@@ -217,7 +227,12 @@ def _create(study: Study, problem: Problem, plan: Plan, folder: Path) -> Record:
         "identity": json.loads(records.canonical(identity)),
     }
     made = records.create_record(folder, facts)
-    (folder / "config.json").write_text(json.dumps(facts["config"], indent=2, default=str) + "\n")
+    try:
+        made.write_beside("config.json", facts["config"])
+        made.write_beside("environment.json", facts["env"])
+    except BaseException:
+        made.__exit__()
+        raise
     return made
 
 
@@ -265,16 +280,24 @@ def run_study(
         raise JaxhpoError("resume: a folder with a record is due")
     problem, plan = problem_of(study), plan_of(study, folder if resume else None)
     with contextlib.ExitStack() as stack:
+        # Mistakes that show only now must not leave a record behind that is in the way of the next try.
+        engine = make_engine(study, problem, plan)
+        stack.callback(engine.close)
+        jax.eval_shape(engine.first)
         record = keeper = None
         if folder is not None:
             opened = reopen(study, problem, folder) if resume else _create(study, problem, plan, folder)
             record = stack.enter_context(opened)
             keeper = Keeper(record, study.optimizer)
             stack.callback(keeper.close)
-        engine = make_engine(study, problem, plan)
-        stack.callback(engine.close)
         stopping = stack.enter_context(_gentle_interrupt())
-        return _drive(study, engine, keeper, record, progress or (lambda progress: None), stopping)
+        try:
+            return _drive(study, engine, keeper, record, progress or (lambda progress: None), stopping)
+        except BaseException as error:
+            if record is not None:
+                with contextlib.suppress(JaxhpoError):
+                    record.set_status("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
 
 
 def _drive(
@@ -286,9 +309,11 @@ def _drive(
     stopping: Callable[[], bool],
 ) -> Result:
     table, began = TrialTable(), time.perf_counter()
-    before = record.elapsed() if record is not None else 0.0
+    before = spent = 0.0
     if record is not None:
-        table.add(earlier_rows(record.folder))
+        before = record.elapsed()
+        spent = max(before, sum(record.notes().get("timing", {}).values()))  # with compilation, where that is known
+        table.add(earlier_rows(record, study.space))
         record.set_status("running")
     sign = -1.0 if study.maximize else 1.0
 
@@ -315,6 +340,10 @@ def _drive(
         if stopping():
             status = "interrupted"
             break
+        begun = int(carry.round) > 0
+        if study.max_seconds is not None and begun and spent + chunk_began - began >= study.max_seconds:
+            status = "stopped"
+            break
         carry, trials, told = engine.advance(carry, rounds)
         chunk_ended = time.perf_counter()
         rows = rows_of(study.space, trials, told, (before + chunk_began - compiled, before + chunk_ended - compiled))
@@ -322,8 +351,6 @@ def _drive(
         if keeper is not None:
             keeper.keep(carry, [database_row(row) for row in rows], last=int(carry.finished) >= study.num_trials)
         tell(carry, "running")
-        if study.max_seconds is not None and before + chunk_ended - began >= study.max_seconds:
-            break
         fitting = rounds * _CHUNK_SECONDS / max(chunk_ended - chunk_began, 1e-9)
         rounds = int(np.clip(min(fitting, 8 * rounds), 1, engine.max_rounds))
     run_seconds = time.perf_counter() - compiled

@@ -165,9 +165,9 @@ class StaticGroups:
     """Trials grouped by their static choices: one compiled program a combination, each run in batches of one size."""
 
     def __init__(self, problem: Problem, plan: Plan):
-        self._problem, self._plan = problem, dataclasses.replace(plan, num_lanes=plan.width * plan.num_devices)
+        self._plan = dataclasses.replace(plan, num_lanes=plan.width * plan.num_devices)
         self._programs = programs_of(self._plan)
-        self.used: set[tuple[int, ...]] = set()
+        self._problem = jax.device_put(problem, self._programs.everywhere)
 
     def answers(self, row: Row, seeds: np.ndarray, waiting: np.ndarray) -> tuple[Outcome, Told]:
         lanes, size = row.number.shape[0], self._plan.num_lanes
@@ -175,7 +175,6 @@ class StaticGroups:
         over, sound, steps = waiting.copy(), np.ones(lanes, bool), np.zeros(lanes, np.int32)
         metrics: dict[str, Any] = {}
         for static in sorted({tuple(map(int, s)) for s in statics[waiting]}):
-            self.used.add(static)
             group = np.flatnonzero(waiting & (statics == static).all(axis=1))
             problem = dataclasses.replace(self._problem, static=static)
             for start in range(0, len(group), size):

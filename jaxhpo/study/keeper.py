@@ -57,7 +57,9 @@ class Keeper:
 
     def close(self) -> None:
         """Refer to what is still being written."""
-        ready = self._weights.finish()
-        if ready is not None:
-            self._record.commit((), ready)
-        self._weights.close()
+        try:
+            ready = self._weights.finish()
+            if ready is not None:
+                self._record.commit((), ready)
+        finally:
+            self._weights.close()

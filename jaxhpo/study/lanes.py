@@ -30,6 +30,7 @@ class Row:
         fresh: ``bool[P]``, start afresh in this round.
         steps: ``i32[P]``, steps trained before this round.
         due: ``i32[P]``, steps at which the loss is due, a multiple of the steps in a round.
+        idle: ``bool[P]``, trains beyond the last trial of the study: nobody waits for its loss.
     """
 
     values: Sequence[Array]
@@ -37,6 +38,7 @@ class Row:
     fresh: Array
     steps: Array
     due: Array
+    idle: Array
 
 
 @pytree_dataclass
@@ -93,8 +95,9 @@ def _train_shard(problem: Problem, row: Row, state: Any) -> tuple[Any, Outcome]:
     state = lax.cond(row.fresh.any(), begin, lambda state: state, state)
     state = lax.fori_loop(0, problem.round_steps, train, state)
     steps = row.steps + problem.round_steps
-    sound = jax.vmap(has_no_nan)(state) if problem.watch_state else jnp.ones(steps.shape, bool)
-    over = (steps >= row.due) | ~sound
+    watched = problem.watch_state and jax.tree.leaves(state)
+    sound = jax.vmap(has_no_nan)(state) if watched else jnp.ones(steps.shape, bool)
+    over = ((steps >= row.due) | ~sound) & ~row.idle
 
     def score(state: Any) -> dict[str, Any]:
         return jax.vmap(lambda v, s: scalar_metrics(problem.task.evaluate(problem.hparams(v), s)))(row.values, state)
@@ -165,12 +168,13 @@ def train_to_end(problem: Problem, plan: Plan, values: Sequence[Array], number: 
 
     def shard(problem: Problem, values: Sequence[Array], number: Array, due: Array) -> tuple[Outcome, dict[str, Any]]:
         def one_round(i: Array, carry: tuple[Any, Outcome]) -> tuple[Any, Outcome]:
-            row = Row(values, number, jnp.broadcast_to(i == 0, due.shape), jnp.full(due.shape, i * problem.round_steps), due)
+            steps = jnp.full(due.shape, i * problem.round_steps, jnp.int32)
+            row = Row(values, number, jnp.broadcast_to(i == 0, due.shape), steps, due, due < 0)
             state, outcome = _train_shard(problem, row, carry[0])
             sound = outcome.sound & carry[1].sound
             return state, Outcome(outcome.metrics, outcome.over, sound, jnp.where(sound, outcome.steps, carry[1].steps))
 
-        first = Row(values, number, due > 0, jnp.zeros(due.shape, jnp.int32), due)
+        first = Row(values, number, due > 0, jnp.zeros(due.shape, jnp.int32), due, due < 0)
         states = jax.vmap(init_state, (None, 0))(problem, first)
         nothing = jax.eval_shape(_train_shard, problem, first, states)[1]
         start = Outcome(

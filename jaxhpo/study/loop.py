@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -75,7 +76,7 @@ def first_carry(problem: Problem, plan: Plan, with_states: bool = True) -> Carry
     zero, nobody = jnp.zeros((), jnp.int32), jnp.full(lanes, -1, jnp.int32)
     states = ()
     if with_states:
-        row = Row(problem.space.decode_arrays(jnp.zeros(num_dims)), zero, zero > 0, zero, zero)
+        row = Row(problem.space.decode_arrays(jnp.zeros(num_dims)), zero, zero > 0, zero, zero, zero > 0)
         shapes = jax.eval_shape(init_state, problem, row)
         states = jax.tree.map(lambda x: jnp.zeros((plan.padded_lanes, *x.shape), x.dtype), shapes)
     return Carry(
@@ -106,18 +107,21 @@ def propose(problem: Problem, carry: Carry) -> tuple[Query, Row, Array]:
     """
     ask_key, _ = _round_keys(problem, carry.round)
     query = problem.optimizer.ask(ask_key, carry.optimizer)
+    lanes = carry.number.shape[0]
+    chex.assert_shape(query.cube, (lanes, problem.space.num_dims))
+    chex.assert_shape((query.parent, query.budget), (lanes,))
     own = jnp.arange(query.parent.shape[0], dtype=jnp.int32)
     fresh = carry.over & (query.parent == FRESH)
     copies = carry.over & (query.parent != FRESH) & (query.parent != own)
     begins = fresh | copies
-    number = jnp.where(begins, carry.next_number + jnp.cumsum(begins) - 1, carry.number).astype(jnp.int32)
+    number = jnp.where(begins, carry.next_number + jnp.cumsum(begins, dtype=jnp.int32) - 1, carry.number).astype(jnp.int32)
     source = jnp.where(copies, query.parent, own)
     steps = jnp.where(fresh, 0, carry.steps[source])
-    rounds_due = lax.div(jnp.minimum(query.budget, problem.num_steps) + problem.round_steps - 1, problem.round_steps)
+    rounds_due = (jnp.minimum(query.budget, problem.num_steps) + problem.round_steps - 1) // problem.round_steps
     due = jnp.maximum(rounds_due * problem.round_steps, steps + jnp.where(carry.over, problem.round_steps, 0))
     # Decoded once and fenced: what is trained and what is recorded are the same bits.
     values = lax.optimization_barrier(problem.space.decode_arrays(query.cube))
-    return query, Row(values, number, fresh, steps, due.astype(jnp.int32)), source
+    return query, Row(values, number, fresh, steps, due.astype(jnp.int32), number >= problem.num_trials), source
 
 
 def learn(problem: Problem, carry: Carry, query: Query, row: Row, outcome: Outcome, train_state: Any) -> tuple[Carry, Trials]:

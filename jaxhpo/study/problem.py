@@ -14,6 +14,7 @@ from jaxhpo.core import Array, Optimizer, pytree_dataclass, setting
 from jaxhpo.errors import JaxhpoError
 from jaxhpo.space import Space
 from jaxhpo.tasks import Task, Training, check_task
+from jaxhpo.tasks.task import callable_pytree
 
 # The streams of random numbers below the study's key.
 ROUND_STREAM, TRIAL_STREAM, CONFIRM_STREAM, INIT_STREAM = range(4)
@@ -115,14 +116,14 @@ def scalar_metrics(result: Any) -> dict[str, Any]:
     return {str(name): jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
 
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class _CallAtInit:
-    """A loss as the ``init`` of a task; compares by the function, so that equal losses share a program."""
+    """A loss as the ``init`` of a task; its arrays stay arguments, and equal losses share a program."""
 
     loss: Callable[..., Any]
 
-    def __call__(self, *arguments: Any, **bound: Any) -> dict[str, jax.Array]:
-        return scalar_metrics(self.loss(*arguments, **bound))
+    def __call__(self, key: jax.Array, hparams: Any) -> dict[str, jax.Array]:
+        return scalar_metrics(self.loss(key, hparams))
 
 
 def _stay(key: jax.Array, hparams: Any, metrics: Any) -> Any:
@@ -144,10 +145,7 @@ def training_of(objective: Any) -> tuple[Training, bool]:
     if isinstance(objective, Training):
         return objective, True
     if callable(objective):
-        if isinstance(objective, jax.tree_util.Partial):
-            inner = jax.tree_util.Partial(_CallAtInit(objective.func), *objective.args, **objective.keywords)
-            return Training(Task(inner, _stay, _report), 1), False
-        return Training(Task(_CallAtInit(objective), _stay, _report), 1), False
+        return Training(Task(_CallAtInit(callable_pytree("objective", objective)), _stay, _report), 1), False
     raise JaxhpoError(f"the objective is a {type(objective).__name__}: a function (key, hparams) -> loss or a Training is due")
 
 
@@ -199,8 +197,8 @@ def make_problem(
     Raises:
         JaxhpoError: for an unfit objective, metric or number of trials.
     """
-    if num_trials < 1 or num_trials != int(num_trials) or num_trials >= 2**30:
-        raise JaxhpoError(f"num_trials = {num_trials}: must be a whole number between 1 and 2**30")
+    if isinstance(num_trials, bool) or not isinstance(num_trials, (int, np.integer)) or not 1 <= num_trials < 2**30:
+        raise JaxhpoError(f"num_trials = {num_trials!r}: must be a whole number between 1 and 2**30")
     training, watch_state = training_of(objective)
     return Problem(
         space=space,

@@ -137,6 +137,9 @@ def _checked(folder: Path) -> tuple[dict[str, Any], sqlite3.Connection]:
             facts = {key: json.loads(value) for key, value in connection.execute("SELECT key, value FROM study")}
         except (sqlite3.OperationalError, json.JSONDecodeError) as error:
             connection.close()
+            if "unable to open" in str(error):
+                wanted = "its log lies in a folder without write access; copy the folder"
+                raise JaxhpoError(f"{path}: cannot be read: {wanted}") from error
             raise JaxhpoError(f"{path}: this is not a record of a study ({error}); it was left untouched") from error
         except BaseException:
             connection.close()
@@ -177,6 +180,8 @@ def read_record(folder: str | Path) -> StudyRecord:
             )
         ]
         notes = {key: json.loads(value) for key, value in connection.execute("SELECT key, value FROM note")}
+    if facts["status"] == "running" and not _is_locked(folder):
+        facts["status"] = "interrupted"  # killed: it could not say so itself
     named = {
         key: facts[key] for key in ("name", "config", "space", "env", "metric", "direction", "num_trials", "status", "created")
     }
@@ -283,6 +288,17 @@ class Record:
         with _clearly(self.folder / FILE):
             return self._connection.execute("SELECT max(seconds) FROM trial").fetchone()[0] or 0.0
 
+    def cubes(self) -> np.ndarray:
+        """The points of all trials by number, ``f32[N, D]``, bit for bit."""
+        with _clearly(self.folder / FILE):
+            rows = self._connection.execute("SELECT cube FROM trial ORDER BY number").fetchall()
+        return np.stack([np.frombuffer(row[0], np.float32) for row in rows])
+
+    def write_beside(self, name: str, value: Any) -> None:
+        """A JSON file in the folder of the record, for people to read."""
+        with _clearly(self.folder / name):
+            (self.folder / name).write_text(json.dumps(value, indent=2, default=str) + "\n")
+
     def notes(self) -> dict[str, Any]:
         with _clearly(self.folder / FILE):
             return {key: json.loads(value) for key, value in self._connection.execute("SELECT key, value FROM note")}
@@ -292,7 +308,7 @@ def _take_lock(folder: Path) -> sqlite3.Connection:
     """An exclusive lock in a file of its own, so that readers of the record are never in its way."""
     path = folder / LOCK
     with _clearly(path):
-        lock = sqlite3.connect(path, timeout=0, isolation_level=None)
+        lock = sqlite3.connect(path, timeout=1.0, isolation_level=None)
     try:
         lock.execute("BEGIN EXCLUSIVE")
     except sqlite3.OperationalError as error:
@@ -304,6 +320,21 @@ def _take_lock(folder: Path) -> sqlite3.Connection:
         lock.close()
         raise JaxhpoError(f"{path}: the lock file is damaged ({error}); delete that file alone and try again") from error
     return lock
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether some process is writing the record; changes nothing."""
+    path = folder / LOCK
+    if not path.exists():
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=0)) as probe:
+            probe.execute("SELECT * FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        return "locked" in str(error)
+    except sqlite3.DatabaseError:
+        return False
+    return False
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -323,7 +354,7 @@ def create_record(folder: str | Path, facts: dict[str, Any]) -> Record:
 
     Args:
         folder: made if missing.
-        facts: ``name config space env metric direction num_trials plan identity``, JSON-able.
+        facts: ``name config space env metric direction num_trials identity``, JSON-able.
 
     Raises:
         JaxhpoError: if the folder cannot be written, already holds a study, or another process is in it.

@@ -35,7 +35,7 @@ class Result:
     Attributes:
         trials: numpy columns, one row a trial by number: ``number round lane loss diverged steps seconds``, and
             ``hparams.NAME`` and ``metrics.NAME`` for every leaf and metric. Loss is NaN where a trial diverged.
-        status: ``finished``, or ``interrupted``.
+        status: ``finished``, ``stopped`` by a limit of time, or ``interrupted``.
         folder: where the record is; None without one.
         compile_seconds, run_seconds: wall-clock of this run.
     """

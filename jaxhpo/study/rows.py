@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxhpo.space import Space
+from jaxhpo.space import Space, label_of
 from jaxhpo.study.engines import Told
 from jaxhpo.study.loop import Trials
-from jaxhpo.study.record import number_or_none, read_record
+from jaxhpo.study.record import Record, number_or_none, read_record
 
 
 def rows_of(space: Space, trials: Trials, told: Told, clock: tuple[float, float]) -> list[dict[str, Any]]:
@@ -64,17 +63,21 @@ def database_row(row: dict[str, Any]) -> tuple[Any, ...]:
         row["steps"],
         row["seconds"],
         json.dumps(finite),
-        json.dumps(row["hparams"], default=str),
+        json.dumps(row["hparams"], default=label_of),
         row["cube"],
         row["loss_bits"],
         row["error"],
     )
 
 
-def earlier_rows(folder: Path) -> list[dict[str, Any]]:
-    """The trials that a record already holds."""
-    rows = [dataclasses.asdict(trial) for trial in read_record(folder).trials]
-    for row in rows:
+def earlier_rows(record: Record, space: Space) -> list[dict[str, Any]]:
+    """The trials that a record already holds; labels are those of the space, which JSON may not know."""
+    rows = [dataclasses.asdict(trial) for trial in read_record(record.folder).trials]
+    if not rows:
+        return []
+    choices = space.choices_at(record.cubes())
+    for i, row in enumerate(rows):
+        row["hparams"] |= {name: labels[i] for name, labels in choices.items()}
         row["loss"] = np.nan if row["loss"] is None else row["loss"]
         row["metrics"] = {name: np.nan if value is None else value for name, value in row["metrics"].items()}
     return rows

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ LARGE = 8 * 2**20  # bytes of training state above which it goes to Orbax instea
 
 
 def is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def to_numpy(tree: Any) -> Any:
@@ -76,6 +78,15 @@ def size_of(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if not is_key(leaf))
 
 
+@contextlib.contextmanager
+def _told(folder: Path) -> Generator[None]:
+    """Failures of the checkpoint library as one line; what it raises depends on what it was doing."""
+    try:
+        yield
+    except Exception as error:
+        raise JaxhpoError(f"{folder}: training states cannot be kept there: {' '.join(str(error).split())[:300]}") from error
+
+
 class WeightStore:
     """Large training states beside the record, written in the background.
 
@@ -95,18 +106,21 @@ class WeightStore:
         if self._checkpointer is None:
             self._checkpointer = ocp.StandardCheckpointer()
         path = (self._folder / str(round)).resolve()
-        if path.exists():  # left by a run that was killed after writing it and before referring to it
-            shutil.rmtree(path)
         leaves = jax.tree.leaves(to_numpy(tree))
-        self._checkpointer.save(path, {f"a{i}": leaf for i, leaf in enumerate(leaves)})
+        with _told(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)  # before Orbax's threads begin to wait for it
+            if path.exists():  # left by a run that was killed after writing it and before referring to it
+                shutil.rmtree(path)
+            self._checkpointer.save(path, {f"a{i}": leaf for i, leaf in enumerate(leaves)})
         self._pending = ticket
 
     def finish(self) -> Any:
         """Wait for the write that is under way; its ticket, or None if there is none."""
         if self._pending is None:
             return None
-        self._checkpointer.wait_until_finished()
         ticket, self._pending = self._pending, None
+        with _told(self._folder):
+            self._checkpointer.wait_until_finished()
         return ticket
 
     def load(self, name: str, like: Any) -> Any:
@@ -116,7 +130,8 @@ class WeightStore:
         bare = jax.eval_shape(lambda tree: jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree), like)
         due, treedef = jax.tree.flatten(bare)
         targets = {f"a{i}": np.zeros(x.shape, x.dtype) for i, x in enumerate(due)}
-        stored = ocp.StandardCheckpointer().restore((self._folder / name).resolve(), targets)
+        with _told(self._folder):
+            stored = ocp.StandardCheckpointer().restore((self._folder / name).resolve(), targets)
         return from_numpy(like, jax.tree.unflatten(treedef, [stored[f"a{i}"] for i in range(len(due))]))
 
     def keep_only(self, names: set[str]) -> None:

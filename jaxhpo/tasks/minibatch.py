@@ -50,7 +50,8 @@ def shuffled(position: jax.Array, n: int, round_keys: jax.Array) -> jax.Array:
         shift = round_keys[r] % jnp.uint32(n)  # K_r
         partner = jnp.where(x <= shift, shift - x, shift + jnp.uint32(n) - x)  # X' = K_r - X mod n
         swap = _mix(jnp.maximum(x, partner) * jnp.uint32(0x9E3779B1) + round_keys[r]) >> 31  # F_r(max(X, X'))
-        x = jnp.where(swap == 1, partner, x)
+        # Fenced: compilers that fuse the unrolled rounds compute x anew for each of its uses, again in every round.
+        x = jax.lax.optimization_barrier(jnp.where(swap == 1, partner, x))
     return x.astype(jnp.int32)
 
 

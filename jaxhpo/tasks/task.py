@@ -16,7 +16,7 @@ from jax.tree_util import GetAttrKey, Partial, keystr
 from jaxhpo.tasks.calls import caller, metrics_of
 
 
-def _callable_pytree(name: str, function: Any) -> Any:
+def callable_pytree(name: str, function: Any) -> Any:
     """A function as a pytree; arrays bound by ``functools.partial`` become its leaves."""
     if not callable(function):
         raise TypeError(f"{name} must be a function, not {function!r}")
@@ -58,7 +58,7 @@ class Task:
         for field in dataclasses.fields(self):
             function = getattr(self, field.name)
             if field.name != "test" or function is not None:
-                object.__setattr__(self, field.name, _callable_pytree(field.name, function))
+                object.__setattr__(self, field.name, callable_pytree(field.name, function))
 
     def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], None]:
         return tuple((GetAttrKey(f.name), getattr(self, f.name)) for f in dataclasses.fields(self)), None
@@ -206,6 +206,7 @@ class HostFunction:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
                 raise ValueError(f"{name} = {value!r}: must be a whole number of at least 0")
+            object.__setattr__(self, name, int(value))
 
     def __call__(self, hparams: Any, seed: int) -> dict[str, float]:
         """Call ``fn`` here and now, with the seed if it takes one, as a trial does; its result as floats by name.

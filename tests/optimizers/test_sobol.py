@@ -8,6 +8,7 @@ from scipy import stats
 from scipy.stats import qmc
 
 from jaxhpo.core import Array, CubeSpec, Feedback
+from jaxhpo.errors import JaxhpoError
 from jaxhpo.optimizers import SobolSearch
 from jaxhpo.optimizers.sobol import BITS, direction_numbers, sobol_points
 
@@ -91,5 +92,5 @@ def test_the_sequence_begins_again_after_its_last_point():
 
 
 def test_too_many_dimensions_is_one_clear_line():
-    with pytest.raises(ValueError, match="the space has 21202 dimensions, Sobol points have at most 21201"):
+    with pytest.raises(JaxhpoError, match="the space has 21202 dimensions, Sobol points have at most 21201"):
         SobolSearch(num_lanes=2).init(jax.random.key(0), CubeSpec.floats(21202))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxhpo as jh
+from jaxhpo.optimizers.registry import ENTRIES, example
 from jaxhpo.study import engines
 from jaxhpo.study.loop import first_carry, run_round
 from jaxhpo.study.problem import Plan, make_problem
@@ -139,6 +140,55 @@ def test_pure_study_equals_minimize_and_vmaps_over_keys():
         assert float(many.loss[i]) == pytest.approx(alone.best.loss, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", list(ENTRIES))
+def test_studies_run_in_double_precision_too(x64, name):
+    result = jh.minimize(bowl, SPACE, example(name, 4), key=0, num_trials=12)
+    lr, wd, n = (result.trials[f"hparams.{leaf}"] for leaf in ("lr", "wd", "n"))
+    np.testing.assert_allclose(result.trials["loss"], (np.log10(lr) + 2) ** 2 + (wd - 0.3) ** 2 + 0.1 * n, rtol=1e-4)
+
+
+@jh.pytree_dataclass
+class Quadratic:
+    """An objective that is a pytree: its array is an argument of the program."""
+
+    center: object
+
+    def __call__(self, key, hparams):
+        return (hparams["x"] - self.center) ** 2
+
+
+def test_an_objective_may_be_a_pytree_and_its_arrays_recompile_nothing():
+    space = {"x": jh.Float(0.0, 1.0)}
+    run = lambda center: jh.minimize(Quadratic(jnp.float32(center)), space, jh.RandomSearch(num_lanes=4), key=0, num_trials=8)
+    first, second = run(0.2), run(0.7)
+    for result, center in ((first, 0.2), (second, 0.7)):
+        np.testing.assert_allclose(result.trials["loss"], (result.trials["hparams.x"] - center) ** 2, rtol=1e-4, atol=1e-7)
+
+
+def test_a_task_without_a_state_is_scored():
+    task = jh.Task(lambda key, h: (), lambda key, h, s: s, lambda h, s: {"loss": h["x"]})
+    result = jh.minimize(jh.Training(task, 2), {"x": jh.Float(0, 1)}, jh.RandomSearch(num_lanes=3), key=0, num_trials=5)
+    np.testing.assert_allclose(result.trials["loss"], result.trials["hparams.x"], rtol=1e-6)
+
+
+def test_an_optimizer_with_a_query_of_the_wrong_shape_is_caught_at_once():
+    @jh.pytree_dataclass
+    class Broken:
+        num_lanes: int = jh.setting(4, static=True)
+
+        def init(self, key, spec):
+            return jnp.zeros((4, spec.num_dims + 1))
+
+        def ask(self, key, state):
+            return jh.Query.fresh(state)
+
+        def update(self, key, state, query, feedback):
+            return state
+
+    with pytest.raises(AssertionError, match="shape"):
+        jh.minimize(bowl, SPACE, Broken(), key=0, num_trials=8)
+
+
 def test_a_study_compiles_once_whatever_numbers_change():
     chex.clear_trace_counter()
     traced = chex.assert_max_traces(n=1)(lambda problem, plan, carry: run_round(problem, plan, carry))
@@ -195,7 +245,7 @@ def test_training_exchanges_nothing_between_devices():
     )
     plan = make_plan(8, 1, 2, 4)
     assert plan.num_devices == 4
-    row = Row([jnp.zeros(8)], jnp.arange(8), jnp.ones(8, bool), jnp.zeros(8, int), jnp.full(8, 20))
+    row = Row([jnp.zeros(8)], jnp.arange(8), jnp.ones(8, bool), jnp.zeros(8, int), jnp.full(8, 20), jnp.zeros(8, bool))
     state = jax.vmap(init_state, (None, 0))(problem, row)
     text = jax.jit(lambda p, r, s: train_round(p, plan, r, s)).lower(problem, row, state).compile().as_text()
     assert "while" in text
@@ -257,6 +307,9 @@ def test_a_lane_can_continue_and_copy_training():
     ("change", "message"),
     [
         ({"num_trials": 0}, "num_trials = 0"),
+        ({"num_trials": float("nan")}, "num_trials = nan"),
+        ({"num_trials": "5"}, "num_trials = '5'"),
+        ({"optimizer": jh.RandomSearch(num_lanes=True)}, "num_lanes = True"),
         ({"optimizer": jh.RandomSearch(num_lanes=0)}, "num_lanes = 0"),
         ({"metric": "f1"}, "no metric 'f1'; the task reports loss"),
         ({"objective": "text"}, "the objective is a str"),
@@ -279,7 +332,7 @@ def test_mistakes_get_one_clear_line(change, message):
 def test_max_seconds_ends_a_study_early_with_what_it_has():
     result = jh.minimize(bowl, SPACE, jh.RandomSearch(num_lanes=2), key=0, num_trials=10**6, max_seconds=0.5)
     assert 0 < len(result.trials["number"]) < 10**6
-    assert result.status == "finished"
+    assert result.status == "stopped"
 
 
 def test_static_choices_get_a_program_each_and_arrive_as_labels():

@@ -185,6 +185,102 @@ def test_a_folder_with_a_study_is_not_written_over(tmp_path):
     assert (tmp_path / "s" / FILE).read_bytes() == before
 
 
+def test_labels_that_json_does_not_know_survive_a_resume(tmp_path, monkeypatch):
+    options = [jnp.tanh, jax.nn.relu, ("a", 1)]
+    space = jh.Space({"x": jh.Float(0, 1), "act": jh.Choice(options), "pair": jh.Choice([(1, 2), (3, 4)], shape=(2,))})
+    made = study(objective=_sum_of_leaves, space=space, num_trials=24)
+    whole = jh.run_study(made)
+    monkeypatch.setattr("jaxhpo.study.driver._CHUNK_SECONDS", 0.0)
+    stop_after(monkeypatch, 2)
+    with pytest.raises(Killed):
+        jh.run_study(made, tmp_path / "s")
+    monkeypatch.undo()
+    resumed = jh.run_study(made, tmp_path / "s", resume=True)
+    assert resumed.trials["hparams.act"].tolist() == whole.trials["hparams.act"].tolist()
+    assert resumed.trials["hparams.pair"].tolist() == whole.trials["hparams.pair"].tolist()
+    assert resumed.best.hparams == whole.best.hparams
+    assert resumed.best.hparams["act"] in options
+    written = str([trial.hparams["act"] for trial in read_record(tmp_path / "s").trials])
+    assert "0x" not in written
+    assert "relu" in written
+
+
+def _sum_of_leaves(key, hparams):
+    return hparams["x"] + hparams["act"] + hparams["pair"].sum()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"objective": jh.HostFunction(lambda hparams: 0.0, timeout=3.0)},
+        {"optimizer": jh.SobolSearch(num_lanes=2), "space": jh.Space({"x": jh.Float(0, 1, shape=(30_000,))})},
+    ],
+    ids=["host", "sobol"],
+)
+def test_a_mistake_that_shows_late_leaves_no_record_in_the_way(tmp_path, change):
+    change = {"objective": lambda key, h: h["x"].sum(), **change}
+    with pytest.raises(jh.JaxhpoError):
+        jh.run_study(study(**change), tmp_path / "s")
+    jh.run_study(study(num_trials=6), tmp_path / "s")
+    assert len(read_record(tmp_path / "s").trials) == 6
+
+
+def test_what_cannot_be_written_beside_the_record_frees_the_lock(tmp_path):
+    (tmp_path / "s" / "config.json").mkdir(parents=True)
+    with pytest.raises(jh.JaxhpoError, match=r"config\.json"):
+        jh.run_study(study(num_trials=6), tmp_path / "s")
+    jh.run_study(study(num_trials=6), tmp_path / "s", resume=True)
+    assert read_record(tmp_path / "s").status == "finished"
+
+
+def test_numbers_within_a_partial_are_data_of_the_study(tmp_path):
+    objective = lambda scale: jax.tree_util.Partial(_scaled, scale)
+    jh.run_study(study(objective=objective(0.5), num_trials=6), tmp_path / "s")
+    with pytest.raises(jh.JaxhpoError, match="data: "):
+        jh.run_study(study(objective=objective(0.25), num_trials=6), tmp_path / "s", resume=True)
+
+
+def _scaled(scale, key, hparams):
+    return scale * hparams["lr"]
+
+
+def test_weights_that_cannot_be_written_are_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(keeper, "LARGE", 0)
+    monkeypatch.setattr("jaxhpo.study.driver._CHUNK_SECONDS", 0.0)
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "lanes").write_text("in the way")
+    with pytest.raises(jh.JaxhpoError, match="lanes: training states cannot be kept there") as caught:
+        jh.run_study(study(), tmp_path / "s")
+    assert "\n" not in str(caught.value)
+    assert read_record(tmp_path / "s").status == "failed"
+
+
+def test_another_environment_is_warned_of(tmp_path, monkeypatch):
+    jh.run_study(study(num_trials=6), tmp_path / "s")
+    monkeypatch.setattr("jaxhpo.study.driver.environment", lambda: {"jax": "0.0.1"})
+    with pytest.warns(UserWarning, match=f"jax {jax.__version__} then, 0.0.1 now"):
+        jh.run_study(study(num_trials=6), tmp_path / "s", resume=True)
+
+
+def test_a_study_that_was_killed_is_shown_as_interrupted(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxhpo.study.driver._CHUNK_SECONDS", 0.0)
+    seen = []
+    jh.run_study(study(), tmp_path / "s", progress=lambda p: p.trials and seen.append(read_record(tmp_path / "s").status))
+    assert "running" in seen
+    with sqlite3.connect(tmp_path / "s" / FILE) as db:
+        db.execute("UPDATE study SET value = '\"running\"' WHERE key = 'status'")
+    db.close()
+    assert read_record(tmp_path / "s").status == "interrupted"
+
+
+def test_a_time_limit_counts_earlier_runs(tmp_path):
+    made = study(objective=lambda key, h: h["lr"], num_trials=10**6, max_seconds=0.3)
+    first = jh.run_study(made, tmp_path / "s")
+    again = jh.run_study(made, tmp_path / "s", resume=True)
+    assert first.status == again.status == "stopped"
+    assert 0 < len(first.trials["number"]) == len(again.trials["number"])
+
+
 FACTS = {
     "name": "n", "config": {}, "space": [], "env": {}, "metric": "loss", "direction": "minimize", "num_trials": 3,
     "identity": {"a": 1},

@@ -33,6 +33,8 @@ def confirm(study: Study, source: Result | str | Path, num_seeds: int = 16) -> d
     """
     if isinstance(study.objective, HostFunction):
         raise JaxhpoError("confirm: a host function is not trained again; call it with the winner's hyperparameters")
+    if num_seeds < 1:
+        raise JaxhpoError(f"num_seeds = {num_seeds!r}: must be at least 1")
     if isinstance(source, Result):
         folder, number, cube = source.folder, source.best.number, source.best.cube
     else:
