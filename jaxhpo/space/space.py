@@ -200,8 +200,7 @@ class Space:
         is_log = self._is_log()
         if is_log.any():
             value = jnp.where(is_log, jnp.exp(jnp.where(is_log, value, 0.0)), value)
-        inside = jnp.clip(value, self.low, self.high)
-        return jnp.add(value, jax.lax.stop_gradient(inside - value))  # rounding may step over a bound: the slope stays
+        return _clipped(value, jnp.asarray(self.low), jnp.asarray(self.high))
 
     def _cut(self, slot: Slot, source: jax.Array) -> jax.Array:
         piece = source[..., slot.offset : slot.offset + slot.size].reshape(source.shape[:-1] + slot.shape)
@@ -333,6 +332,17 @@ class Space:
 
     def __repr__(self) -> str:
         return f"Space({', '.join(self.names[:8])}{', ...' if len(self.slots) > 8 else ''}; {self.num_dims} dimensions)"
+
+
+@jax.custom_jvp
+def _clipped(value: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """Clipped, with the slope of the value: rounding may step over a bound, which is no reason for a slope of zero."""
+    return jnp.clip(value, low, high)
+
+
+@_clipped.defjvp
+def _clipped_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    return _clipped(*primals), tangents[0]
 
 
 def _short(number: Any) -> float:
