@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from jaxhpo.core import Array, Optimizer, pytree_dataclass, setting
 from jaxhpo.errors import JaxhpoError
@@ -157,11 +158,14 @@ def metric_names(task: Task, space: Space) -> list[str]:
         TypeError: if the functions of the task do not fit together.
     """
     static = (0,) * len(space.static_slots) if space.static_slots else None
-    decode = lambda cube: space.decode(cube, static)
+    decode = lambda space, cube: space.decode(cube, static)
+    # The task and the space travel as arguments, as they do in the compiled study: their data may be numpy arrays.
     at_a_point = Task(
-        init=lambda key, cube: task.init(key, decode(cube)),
-        step=lambda key, cube, state: task.step(key, decode(cube), state),
-        evaluate=lambda cube, state: scalar_metrics(task.evaluate(decode(cube), state)),
+        init=Partial(lambda task, space, key, cube: task.init(key, decode(space, cube)), task, space),
+        step=Partial(lambda task, space, key, cube, state: task.step(key, decode(space, cube), state), task, space),
+        evaluate=Partial(
+            lambda task, space, cube, state: scalar_metrics(task.evaluate(decode(space, cube), state)), task, space
+        ),
     )
     try:
         return list(check_task(at_a_point, jax.ShapeDtypeStruct((space.num_dims,), np.float32)))

@@ -12,7 +12,7 @@ import jaxhpo as jh
 from jaxhpo.optimizers.registry import ENTRIES, example
 from jaxhpo.study import engines
 from jaxhpo.study.loop import first_carry, run_round
-from jaxhpo.study.problem import Plan, make_problem
+from jaxhpo.study.problem import Plan, make_plan, make_problem
 
 SPACE = jh.Space({"lr": jh.Float(1e-4, 1.0, log=True), "wd": jh.Float(0.0, 1.0), "n": jh.Int(1, 5)})
 
@@ -127,6 +127,18 @@ def test_padding_lanes_change_nothing(lanes, width):
     np.testing.assert_allclose(study(width).trials["loss"], study(lanes).trials["loss"], rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("lanes", "devices", "width", "padded"),
+    [(64, 2, 8, 64), (20, 2, 5, 20), (9, 1, 5, 10), (3, 4, 1, 3), (1, 4, 1, 1), (34, 4, 5, 40)],
+)
+def test_default_shards_of_trainings_are_narrow_and_even(lanes, devices, width, padded):
+    plan = make_plan(lanes, 2, None, devices)
+    assert (plan.width, plan.padded_lanes) == (width, padded)
+    assert plan.padded_lanes == plan.width * plan.shards_per_device * plan.num_devices
+    wide = make_plan(lanes, 2, None, devices, training=False)
+    assert wide.shards_per_device == 1
+
+
 def test_pure_study_equals_minimize_and_vmaps_over_keys():
     optimizer = jh.RandomSearch(num_lanes=4)
     study = jh.pure_study(bowl, SPACE, optimizer, 10)
@@ -163,6 +175,18 @@ def test_an_objective_may_be_a_pytree_and_its_arrays_recompile_nothing():
     first, second = run(0.2), run(0.7)
     for result, center in ((first, 0.2), (second, 0.7)):
         np.testing.assert_allclose(result.trials["loss"], (result.trials["hparams.x"] - center) ** 2, rtol=1e-4, atol=1e-7)
+
+
+def test_data_bound_to_a_task_may_be_numpy_arrays():
+    """Indexed by a traced number, which numpy itself cannot: they must arrive as arguments of the program."""
+    data = np.arange(10.0, dtype=np.float32)
+    task = jh.Task(
+        init=lambda key, h: jnp.int32(0),
+        step=jax.tree_util.Partial(lambda data, key, h, i: i + (data[i] >= 0).astype(jnp.int32), data),
+        evaluate=jax.tree_util.Partial(lambda data, h, i: {"loss": data[i] + h["x"]}, data),
+    )
+    result = jh.minimize(jh.Training(task, 6), {"x": jh.Float(0, 1)}, jh.RandomSearch(num_lanes=3), key=0, num_trials=5)
+    np.testing.assert_allclose(result.trials["loss"], 6 + result.trials["hparams.x"], rtol=1e-6)
 
 
 def test_a_task_without_a_state_is_scored():
@@ -212,31 +236,36 @@ def _loss_of_two(key, hparams):
 
 def test_minimize_again_with_other_numbers_compiles_nothing():
     def run(seed, high):
-        return jh.minimize(
-            _loss_of_two, {"lr": jh.Float(0.1, high), "n": jh.Int(2, 6)}, jh.PSO(num_lanes=4), key=seed, num_trials=8
-        )
+        space = {"lr": jh.Float(0.1, high), "n": jh.Int(2, 6)}
+        return jh.minimize(_loss_of_two, space, jh.PSO(num_lanes=4), key=seed, num_trials=8)
 
     run(0, 1.0)
-    programs = engines.programs_of(engines.Plan(*_last_plan()))
-    before = programs.chunk._cache_size()
+    before = sum(programs.chunk._cache_size() for programs in _ALL_PROGRAMS)
+    assert before >= 1
     run(1, 2.0)
     run(2, 3.0)
-    assert before >= 1
-    assert programs.chunk._cache_size() == before
+    assert sum(programs.chunk._cache_size() for programs in _ALL_PROGRAMS) == before
 
 
-def _last_plan():
-    plan = engines.programs_of.cache_info()
-    assert plan.currsize
-    from jaxhpo.study.problem import make_plan
+_ALL_PROGRAMS = []
 
-    made = make_plan(4, 2, None, None)
-    return made.num_lanes, made.width, made.mesh, made.max_rounds
+
+@pytest.fixture(autouse=True)
+def _watch_programs(monkeypatch):
+    """Every plan's programs, as the driver asks for them."""
+    real = engines.programs_of
+
+    def watched(plan):
+        programs = real(plan)
+        if all(programs is not known for known in _ALL_PROGRAMS):
+            _ALL_PROGRAMS.append(programs)
+        return programs
+
+    monkeypatch.setattr(engines, "programs_of", watched)
 
 
 def test_training_exchanges_nothing_between_devices():
     from jaxhpo.study.lanes import Row, init_state, train_round
-    from jaxhpo.study.problem import make_plan
 
     training = sgd()
     space = jh.Space({"lr": jh.Float(0.01, 0.4)})
