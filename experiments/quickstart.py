@@ -41,18 +41,18 @@ def main() -> None:
             result = jh.run_study(study)
             fresh = jh.confirm(study, result, arguments.fresh)
             columns["found"].append(result.best.loss)
-            columns["valid"].append(float(np.mean(fresh["validation"]["loss"])))
+            columns["valid"].append(float(np.mean(fresh["validation"][study.metric or "loss"])))
             columns["test"].append(float(np.mean(fresh["test"]["error"])))
             columns["seconds"].append(result.run_seconds)
             print(name, seed, {key: round(values[-1], 5) for key, values in columns.items()}, result.best.hparams, flush=True)
     lines = [
         f"{arguments.seeds} seeds, each winner on {arguments.fresh} fresh seeds; median [range]",
         "",
-        "| study | best validation loss found | the winner's, fresh seeds | its test error, fresh seeds | seconds |",
+        "| study | best validation error found | the winner's, fresh seeds | its test error, fresh seeds | seconds |",
         "|---|---|---|---|---|",
     ]
     for name, columns in table.items():
-        cells = [spread(columns["found"], ".4f"), spread(columns["valid"], ".4f"), spread(columns["test"])]
+        cells = [spread(columns["found"]), spread(columns["valid"]), spread(columns["test"])]
         lines.append(f"| {name} | {' | '.join(cells)} | {spread(columns['seconds'], '.0f')} |")
     first, *others = arguments.configs
     for other in others:
@@ -61,7 +61,7 @@ def main() -> None:
             wins = sum(a < b for a, b in pairs)
             gain = [b - a for a, b in pairs]
             lines.append(
-                f"\n{first} against {other}, {column}: better in {wins} of {len(pairs)} seeds, by {spread(gain, '.4f')}"
+                f"\n{first} against {other}, {column}: better in {wins} of {len(pairs)} seeds, by {spread(gain)}"
             )
     text = "\n".join(lines) + "\n"
     print(text)
