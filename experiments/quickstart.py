@@ -60,9 +60,7 @@ def main() -> None:
             pairs = list(zip(table[first][column], table[other][column], strict=True))
             wins = sum(a < b for a, b in pairs)
             gain = [b - a for a, b in pairs]
-            lines.append(
-                f"\n{first} against {other}, {column}: better in {wins} of {len(pairs)} seeds, by {spread(gain)}"
-            )
+            lines.append(f"\n{first} against {other}, {column}: better in {wins} of {len(pairs)} seeds, by {spread(gain)}")
     text = "\n".join(lines) + "\n"
     print(text)
     if arguments.out:

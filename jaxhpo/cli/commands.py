@@ -74,7 +74,7 @@ def _search(config: Config, folder: Path, arguments: argparse.Namespace, resume:
     if not arguments.quiet:
         _summarize(study, result, folder, paths, confirmed)
     if result.winner is None:
-        raise JaxhpoError(no_winner(len(result.trials["number"]), folder))
+        raise JaxhpoError(no_winner(len(result.trials["number"]), folder, result.first_error))
     return 0
 
 

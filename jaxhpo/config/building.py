@@ -242,7 +242,8 @@ def _hint_of(parameter: inspect.Parameter | None, hints: Mapping[str, Any]) -> A
     default = parameter.default
     if isinstance(default, (bool, str, tuple)):
         return type(default)
-    return float if isinstance(default, (int, float)) else Any
+    # A whole number as a default says nothing of fractions: an `int` stays one, and a `float` is let through.
+    return float if isinstance(default, float) else int | float if isinstance(default, int) else Any
 
 
 def _objective(problems: Problems, factory: Callable[..., Any], arguments: dict[str, Any], text: str) -> Any:

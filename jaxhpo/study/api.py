@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from jaxhpo.space import as_space
 from jaxhpo.study.driver import Progress, Study, run_study
 from jaxhpo.study.loop import Trials, first_carry, run_round
 from jaxhpo.study.problem import Plan, make_problem
+from jaxhpo.study.record import holds_study
 from jaxhpo.study.result import Result
 from jaxhpo.tasks import HostFunction
 
@@ -47,7 +49,7 @@ def minimize(
         num_trials: how many trials to answer.
         metric: which metric to minimise; may be left out if there is one, or one is called ``loss``.
         record: a folder to keep the study in, so that it survives being killed.
-        resume: go on with the study in ``record``.
+        resume: go on with the study in ``record``, if there is one; begin it otherwise.
         shard_width: lanes compiled together; a study's bits depend on it. By default lanes / devices.
         devices: local devices to use, by default all. On a CPU call :func:`jaxhpo.prepare_jax` first to have one a core.
         max_seconds: begin nothing new after this much wall-clock.
@@ -58,7 +60,15 @@ def minimize(
     """
     settings = (name, metric, "minimize", shard_width, devices, max_seconds)
     study = Study(objective, as_space(space), optimizer, num_trials, key, *settings)
-    return run_study(study, record, resume=resume, progress=progress)
+    return _run(study, record, resume, progress)
+
+
+def _run(study: Study, record: str | Path | None, resume: bool, progress: Callable[[Progress], None] | None) -> Result:
+    result = run_study(study, record, resume=resume and record is not None and holds_study(record), progress=progress)
+    if result.status == "interrupted":
+        hint = f"go on with record={str(record)!r}, resume=True" if record else "nothing was recorded"
+        warnings.warn(f"interrupted after {len(result.trials['number'])} of {study.num_trials} trials: {hint}", stacklevel=3)
+    return result
 
 
 def maximize(
@@ -83,7 +93,7 @@ def maximize(
     """
     settings = (name, metric, "maximize", shard_width, devices, max_seconds)
     study = Study(objective, as_space(space), optimizer, num_trials, key, *settings)
-    return run_study(study, record, resume=resume, progress=progress)
+    return _run(study, record, resume, progress)
 
 
 @pytree_dataclass

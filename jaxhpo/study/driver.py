@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxhpo.core import Optimizer, problems_of
 from jaxhpo.errors import JaxhpoError
-from jaxhpo.space import Space, label_of
+from jaxhpo.space import Space, as_space, label_of
 from jaxhpo.study import record as records
 from jaxhpo.study.engines import CompiledEngine, Engine, HostEngine, StaticGroups, host_trials
 from jaxhpo.study.keeper import Keeper
@@ -71,6 +71,9 @@ class Study:
     max_seconds: float | None = None
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "space", as_space(self.space))
+
     @property
     def key(self) -> jax.Array:
         return jax.random.key(self.seed) if isinstance(self.seed, (int, np.integer)) else self.seed
@@ -95,6 +98,9 @@ class Progress:
 
 
 def _check(study: Study) -> None:
+    if isinstance(study.optimizer, type) or not isinstance(study.optimizer, Optimizer):
+        given = study.optimizer.__name__ if isinstance(study.optimizer, type) else repr(study.optimizer)
+        raise JaxhpoError(f"optimizer: an instance such as PSO(num_lanes=32) is due, not {given}")
     problems = [f"optimizer.{line}" for line in problems_of(study.optimizer)]
     if study.direction not in ("minimize", "maximize"):
         problems.append(f"direction = {study.direction!r}: must be 'minimize' or 'maximize'")
@@ -296,7 +302,10 @@ def run_study(
         except BaseException as error:
             if record is not None:
                 with contextlib.suppress(JaxhpoError):
-                    record.set_status("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+                    if isinstance(error, JaxhpoError) and not resume and not record.elapsed():
+                        record.discard()  # nothing was computed: leave nothing in the way of the next try
+                    else:
+                        record.set_status("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
 
 
@@ -370,6 +379,7 @@ def _drive(
         compile_seconds=compiled - began,
         run_seconds=run_seconds,
         winner=_winner(study, carry, table),
+        first_error=table.first_error(),
     )
 
 

@@ -223,7 +223,8 @@ class HostTrials:
                 continue
             told.metrics[result.number] = result.metrics
             if self._metric not in result.metrics:
-                raise JaxhpoError(f"metric: the function returned {', '.join(result.metrics)}, and no {self._metric!r}")
+                names = ", ".join(result.metrics)
+                raise JaxhpoError(f"metric: the function returned {names}, and no {self._metric!r}; set metric to one of these")
             loss[lane] = result.metrics[self._metric]
         steps = np.where(over & sound, 1, 0).astype(np.int32)
         return Outcome({self._metric: loss}, over, sound, steps), told

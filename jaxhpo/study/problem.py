@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -109,9 +110,19 @@ def make_plan(num_lanes: int, num_dims: int, width: int | None, devices: int | N
     return Plan(num_lanes, width, mesh, max(1, min(rounds, 256)))
 
 
+_NEEDS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
 def scalar_metrics(result: Any) -> dict[str, Any]:
     metrics = dict(result) if isinstance(result, dict) else {"loss": result}
     for name, value in metrics.items():
+        if value is None or isinstance(value, str) or (not hasattr(value, "__array__") and not isinstance(value, (int, float))):
+            raise JaxhpoError(f"the objective returned {name!r} as a {type(value).__name__}: a scalar is due")
         if jnp.shape(value) != ():
             raise JaxhpoError(f"the objective returned {name!r} of shape {jnp.shape(value)}: a scalar is due")
     return {str(name): jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
@@ -145,9 +156,23 @@ def training_of(objective: Any) -> tuple[Training, bool]:
     """
     if isinstance(objective, Training):
         return objective, True
-    if callable(objective):
+    if callable(objective) and not isinstance(objective, type):
+        _check_signature(objective)
         return Training(Task(_CallAtInit(callable_pytree("objective", objective)), _stay, _report), 1), False
     raise JaxhpoError(f"the objective is a {type(objective).__name__}: a function (key, hparams) -> loss or a Training is due")
+
+
+def _check_signature(loss: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):  # builtins without a signature
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise JaxhpoError(
+            f"the loss takes {signature}: (key, hparams) is due; wrap a function of plain Python values in HostFunction"
+        ) from error
 
 
 def metric_names(task: Task, space: Space) -> list[str]:
@@ -169,6 +194,15 @@ def metric_names(task: Task, space: Space) -> list[str]:
     )
     try:
         return list(check_task(at_a_point, jax.ShapeDtypeStruct((space.num_dims,), np.float32)))
+    except (*_NEEDS_VALUES, TypeError) as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, TypeError) and not isinstance(error, _NEEDS_VALUES) and "Tracer" not in text:
+            raise
+        raise JaxhpoError(
+            "the objective asks for the value of a hyperparameter while it is traced: use jnp and lax; for a width "
+            "jaxhpo.tasks.masked, for a dropout rate jaxhpo.tasks.dropout.TracedDropout, for a choice lax.switch or "
+            f"static=True ({text[:200]})"
+        ) from error
     except KeyError as error:
         missing = str(error.args[0]) if error.args else ""
         if missing in space.names:

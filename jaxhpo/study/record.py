@@ -270,6 +270,13 @@ class Record:
         with self._transaction() as db:
             db.execute("UPDATE study SET value = ? WHERE key = 'status'", (canonical(status),))
 
+    def discard(self) -> None:
+        """Remove the record, for a study that failed before its first trial was answered."""
+        with _clearly(self.folder):
+            self._connection.close()
+            for name in (FILE, f"{FILE}-wal", f"{FILE}-shm", "config.json", "environment.json"):
+                (self.folder / name).unlink(missing_ok=True)
+
     def snapshots(self) -> list[tuple[int, bytes, str | None]]:
         """Sound snapshots, newest first.
 

@@ -38,6 +38,8 @@ class Result:
         status: ``finished``, ``stopped`` by a limit of time, or ``interrupted``.
         folder: where the record is; None without one.
         compile_seconds, run_seconds: wall-clock of this run.
+        winner: the best trial, None if there is none.
+        first_error: what the first trial that raised said; None if none did.
     """
 
     trials: dict[str, np.ndarray]
@@ -46,6 +48,11 @@ class Result:
     compile_seconds: float
     run_seconds: float
     winner: Trial | None
+    first_error: str | None = None
+
+    def __repr__(self) -> str:
+        best = "no winner" if self.winner is None else f"best {self.winner.value:.6g} at {self.winner.hparams}"
+        return f"Result({len(self.trials['number'])} trials, {self.status}, {best})"
 
     @property
     def best(self) -> Trial:
@@ -55,13 +62,15 @@ class Result:
             JaxhpoError: if no trial has a finite loss.
         """
         if self.winner is None:
-            raise JaxhpoError(no_winner(len(self.trials["number"]), self.folder))
+            raise JaxhpoError(no_winner(len(self.trials["number"]), self.folder, self.first_error))
         return self.winner
 
 
-def no_winner(num_trials: int, folder: Path | None) -> str:
+def no_winner(num_trials: int, folder: Path | None, first_error: str | None = None) -> str:
     """One line for a study in which nothing worked."""
     kept = f"; what was tried is recorded in {folder}" if folder else ""
+    if first_error:
+        return f"all {num_trials} trials failed, the first with {first_error.strip().splitlines()[-1]!r}{kept}"
     return f"all {num_trials} trials diverged or failed, so there is no best one: widen or move the space{kept}"
 
 
@@ -78,6 +87,10 @@ class TrialTable:
         """Rows as dictionaries with at least ``number``, ``hparams`` and ``metrics``."""
         for row in rows:
             self._rows[row["number"]] = row
+
+    def first_error(self) -> str | None:
+        """The error of the lowest numbered trial that has one."""
+        return next((row["error"] for _, row in sorted(self._rows.items()) if row.get("error")), None)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         return self._rows[number]

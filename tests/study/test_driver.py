@@ -332,6 +332,9 @@ def test_a_lane_can_continue_and_copy_training():
     assert rows[1].metrics["who"][1] != rows[1].metrics["who"][0]
 
 
+ASKS_FOR_A_VALUE = "asks for the value of a hyperparameter while it is traced"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -342,6 +345,16 @@ def test_a_lane_can_continue_and_copy_training():
         ({"optimizer": jh.RandomSearch(num_lanes=0)}, "num_lanes = 0"),
         ({"metric": "f1"}, "no metric 'f1'; the task reports loss"),
         ({"objective": "text"}, "the objective is a str"),
+        ({"objective": lambda h: h["wd"]}, r"the loss takes \(h\): \(key, hparams\) is due"),
+        ({"objective": lambda key, h: None}, "'loss' as a NoneType: a scalar is due"),
+        (
+            {"objective": lambda key, h: 1.0 if h["wd"] > 0.5 else 0.0},
+            ASKS_FOR_A_VALUE,
+        ),
+        ({"objective": lambda key, h: jnp.zeros(h["n"]).sum()}, ASKS_FOR_A_VALUE),
+        ({"objective": lambda key, h: {"a": 1.0}[h["n"]]}, ASKS_FOR_A_VALUE),
+        ({"optimizer": jh.PSO}, r"an instance such as PSO\(num_lanes=32\) is due, not PSO"),
+        ({"optimizer": "PSO"}, "is due, not 'PSO'"),
         ({"objective": lambda key, h: h["learning_rate"]}, "hyperparameter 'learning_rate' that the space lacks"),
         ({"objective": lambda key, h: jnp.zeros(3)}, "'loss' of shape \\(3,\\): a scalar is due"),
         ({"objective": lambda key, h: {"a": h["wd"], "b": h["wd"]}}, "say which metric is to be optimized"),

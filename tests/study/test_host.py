@@ -138,9 +138,22 @@ def test_resume_asks_only_for_what_is_missing(tmp_path):
     np.testing.assert_array_equal(resumed.trials["loss"], whole.trials["loss"])
 
 
-def test_a_missing_metric_is_named():
-    with pytest.raises(jh.JaxhpoError, match="the function returned loss, seed, pid, and no 'f1'"):
-        jh.minimize(jh.HostFunction(seeded), SPACE, jh.RandomSearch(num_lanes=2), key=0, num_trials=2, metric="f1")
+def test_a_missing_metric_is_named_and_leaves_no_record(tmp_path):
+    settings = {"space": SPACE, "optimizer": jh.RandomSearch(num_lanes=2), "key": 0, "num_trials": 2, "record": tmp_path / "s"}
+    with pytest.raises(jh.JaxhpoError, match="the function returned loss, seed, pid, and no 'f1'; set metric to one of these"):
+        jh.minimize(jh.HostFunction(seeded), metric="f1", **settings)
+    assert jh.minimize(jh.HostFunction(seeded), metric="seed", **settings).best.loss > 0
+
+
+def test_errors_of_every_trial_are_told_in_the_end():
+    result = jh.minimize(jh.HostFunction(broken), SPACE, jh.RandomSearch(num_lanes=2), key=0, num_trials=4)
+    with pytest.raises(jh.JaxhpoError, match=r"all 4 trials failed, the first with .*KeyError: 'nope'"):
+        _ = result.best
+    assert "no winner" in repr(result)
+
+
+def broken(hparams):
+    return hparams["nope"]
 
 
 def test_static_labels_and_seed_keys_do_not_leak_between_studies():

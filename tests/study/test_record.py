@@ -18,7 +18,7 @@ import pytest
 
 import jaxhpo as jh
 from jaxhpo.study import confirm, keeper, read_record
-from jaxhpo.study.record import FILE, Record, canonical, create_record, reopen_record
+from jaxhpo.study.record import FILE, Record, canonical, create_record, holds_study, reopen_record
 from jaxhpo.study.snapshot import pack, unpack
 
 SPACE = jh.Space({"lr": jh.Float(0.01, 0.9), "kind": jh.Choice(["a", "b"])})
@@ -252,7 +252,7 @@ def test_weights_that_cannot_be_written_are_one_clear_line(tmp_path, monkeypatch
     with pytest.raises(jh.JaxhpoError, match="lanes: training states cannot be kept there") as caught:
         jh.run_study(study(), tmp_path / "s")
     assert "\n" not in str(caught.value)
-    assert read_record(tmp_path / "s").status == "failed"
+    assert not holds_study(tmp_path / "s")  # no trial was answered: nothing stays in the way
 
 
 def test_another_environment_is_warned_of(tmp_path, monkeypatch):
@@ -371,6 +371,15 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path, below):
     with pytest.raises(jh.JaxhpoError, match="a-file") as caught:
         jh.run_study(study(), tmp_path / below)
     assert "\n" not in str(caught.value)
+
+
+def test_resume_in_python_begins_what_is_not_there_yet(tmp_path):
+    run = lambda: jh.minimize(_scaled_rate, SPACE, jh.PSO(num_lanes=4), key=0, num_trials=8, record=tmp_path / "s", resume=True)
+    assert run().best.loss == run().best.loss
+
+
+def _scaled_rate(key, hparams):
+    return 2 * hparams["lr"]
 
 
 def test_no_study_here(tmp_path):
