@@ -230,7 +230,8 @@ class Optimizer(Protocol):
     state as a NaN and never becomes a best.
 
     An optimizer whose queries all start afresh may say so by a class attribute ``starts_afresh = True``: the states of
-    finished trainings are then not kept on disk.
+    finished trainings are then not kept on disk. One whose state is a table of observations may let it grow by two more
+    functions, ``holds`` and ``enlarged``: see :mod:`jaxhpo.study.room`.
     """
 
     @property

@@ -22,6 +22,7 @@ import numpy as np
 from jaxhpo.space import Choice, Float, Int, Space
 
 Raw = Callable[[jax.Array], jax.Array]
+Loss = Callable[[jax.Array, Any], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +32,23 @@ class Problem:
     Attributes:
         name: what it is called.
         space: where.
-        loss: ``(key, hparams) -> f32[]``; the key is not used.
-        optimum: the lowest loss.
-        minimiser: hyperparameters that reach it, as NumPy arrays.
+        loss: ``(key, hparams) -> f32[]``; only :func:`noisy` problems use the key.
+        optimum: the lowest loss, without noise.
+        minimiser: hyperparameters that reach it, as NumPy arrays; None where they are not known.
+        without_noise: the loss without its noise, None where it has none.
     """
 
     name: str
     space: Space
-    loss: Callable[[jax.Array, Any], jax.Array]
+    loss: Loss
     optimum: float
     minimiser: Any
+    without_noise: Loss | None = None
+
+    @property
+    def noiseless(self) -> Loss:
+        """What a search is judged by: the loss without its noise."""
+        return self.loss if self.without_noise is None else self.without_noise
 
 
 def _boxed(name: str, raw: Raw, minimiser: Any, num_dims: int, low: float, high: float, shift: Any, optimum: float) -> Problem:
@@ -165,6 +173,53 @@ def dixon_price(num_dims: int, shift: Any = 0.0, low: float = -10.0, high: float
     return _boxed("dixon_price", raw, best, num_dims, low, high, shift, 0.0)
 
 
+def cosine_mixture(num_dims: int, shift: Any = 0.0, low: float = -1.0, high: float = 1.0) -> Problem:
+    """A shallow bowl with waves of period 0.4; its optimum is moved to 0."""
+
+    def raw(z: jax.Array) -> jax.Array:
+        return jnp.sum(z**2 + 0.2 * jnp.sin(2.5 * jnp.pi * z) ** 2)  # 0.1 - 0.1 cos(5 pi z), without its cancellation
+
+    return _boxed("cosine_mixture", raw, 0.0, num_dims, low, high, shift, 0.0)
+
+
+def goldstein_price() -> Problem:
+    """The logarithm of a polynomial of degree eight in two dimensions, whose values span six orders of magnitude."""
+
+    def raw(z: jax.Array) -> jax.Array:
+        x, y = z[0], z[1]
+        first = 19.0 - 14.0 * x + 3.0 * x**2 - 14.0 * y + 6.0 * x * y + 3.0 * y**2
+        second = 18.0 - 32.0 * x + 12.0 * x**2 + 48.0 * y - 36.0 * x * y + 27.0 * y**2
+        return jnp.log1p((x + y + 1.0) ** 2 * first) + jnp.log(30.0 + (2.0 * x - 3.0 * y) ** 2 * second)
+
+    return _boxed("goldstein_price", raw, (0.0, -1.0), 2, -2.0, 2.0, 0.0, math.log(3.0))
+
+
+def shekel() -> Problem:
+    """Ten narrow wells of different depths in four dimensions."""
+    centre = np.array(
+        [
+            [4, 4, 4, 4],
+            [1, 1, 1, 1],
+            [8, 8, 8, 8],
+            [6, 6, 6, 6],
+            [3, 7, 3, 7],
+            [2, 9, 2, 9],
+            [5, 5, 3, 3],
+            [8, 1, 8, 1],
+            [6, 2, 6, 2],
+            [7, 3.6, 7, 3.6],
+        ],
+        np.float32,
+    )
+    width = np.array([0.1, 0.2, 0.2, 0.4, 0.4, 0.6, 0.3, 0.7, 0.5, 0.5], np.float32)
+
+    def raw(z: jax.Array) -> jax.Array:
+        return -jnp.sum(1.0 / (jnp.sum((z - centre) ** 2, axis=-1) + width))
+
+    best = (4.000747, 4.000593, 3.999663, 3.999510)
+    return _boxed("shekel", raw, best, 4, 0.0, 10.0, 0.0, -10.53640982)
+
+
 _MICHALEWICZ = {2: -1.8013034, 5: -4.6876582, 10: -9.6601517}
 
 
@@ -195,28 +250,33 @@ def branin() -> Problem:
     return Problem("branin", Space({"x": Float(-5.0, 10.0), "y": Float(0.0, 15.0)}), loss, 10.0 / (8.0 * math.pi), best)
 
 
+def _hartmann(name: str, a: Any, p: Any, minimiser: Any, optimum: float) -> Problem:
+    """Four Gaussian wells in the unit cube: steepness ``[4, D]``, ten thousand times the centres ``[4, D]``."""
+    alpha, steep, centre = np.array([1.0, 1.2, 3.0, 3.2], np.float32), np.float32(a), np.float32(1e-4) * np.float32(p)
+
+    def raw(z: jax.Array) -> jax.Array:
+        return -jnp.sum(alpha * jnp.exp(-jnp.sum(steep * (z - centre) ** 2, axis=-1)))
+
+    return _boxed(name, raw, minimiser, len(minimiser), 0.0, 1.0, 0.0, optimum)
+
+
+def hartmann3() -> Problem:
+    """Three dimensions, four minima in the unit cube."""
+    a = [[3, 10, 30], [0.1, 10, 35], [3, 10, 30], [0.1, 10, 35]]
+    p = [[3689, 1170, 2673], [4699, 4387, 7470], [1091, 8732, 5547], [381, 5743, 8828]]
+    return _hartmann("hartmann3", a, p, (0.114589, 0.555649, 0.852547), -3.86277979)
+
+
 def hartmann6() -> Problem:
     """Six dimensions, six minima in the unit cube."""
-    alpha = np.array([1.0, 1.2, 3.0, 3.2], np.float32)
-    a = np.array(
-        [[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14], [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]], np.float32
-    )
-    p = np.float32(1e-4) * np.array(
-        [
-            [1312, 1696, 5569, 124, 8283, 5886],
-            [2329, 4135, 8307, 3736, 1004, 9991],
-            [2348, 1451, 3522, 2883, 3047, 6650],
-            [4047, 8828, 8732, 5743, 1091, 381],
-        ],
-        np.float32,
-    )
-
-    def loss(key: jax.Array, hparams: Any) -> jax.Array:
-        del key
-        return -jnp.sum(alpha * jnp.exp(-jnp.sum(a * (hparams["x"] - p) ** 2, axis=-1)))
-
-    best = {"x": np.array([0.20169, 0.150011, 0.476874, 0.275332, 0.311652, 0.6573], np.float32)}
-    return Problem("hartmann6", Space({"x": Float(0.0, 1.0, shape=(6,))}), loss, -3.32236801, best)
+    a = [[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14], [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]]
+    p = [
+        [1312, 1696, 5569, 124, 8283, 5886],
+        [2329, 4135, 8307, 3736, 1004, 9991],
+        [2348, 1451, 3522, 2883, 3047, 6650],
+        [4047, 8828, 8732, 5743, 1091, 381],
+    ]
+    return _hartmann("hartmann6", a, p, (0.20169, 0.150011, 0.476874, 0.275332, 0.311652, 0.6573), -3.32236801)
 
 
 def _cost_of_options(rng: np.random.Generator, count: int, options: int) -> tuple[np.ndarray, np.ndarray]:
@@ -293,6 +353,96 @@ def network_like(num_dims: int, seed: int = 0) -> Problem:
         }
     )
     return Problem("network_like", space, loss, 0.0, {"x": 10.0**centre, "n": whole, "c": best})
+
+
+def on_integers(problem: Problem, levels: int) -> Problem:
+    """A function in a box, read at ``levels`` evenly spaced places a dimension, one of which is the minimiser.
+
+    Level 0 lies within half a step of the lower end of the box and the last level within half a step of the upper one.
+
+    Raises:
+        ValueError: if the space is not one vector of linear floats, or the minimiser is not known.
+    """
+    slots = problem.space.slots
+    if problem.space.names != ["x"] or slots[0].log or not slots[0].shape or problem.minimiser is None:
+        raise ValueError(f"on_integers: {problem.name} must be a function of one vector x in a box with a known minimiser")
+    low, high = (np.asarray(end, np.float64) for end in (problem.space.low, problem.space.high))
+    best, step = np.asarray(problem.minimiser["x"], np.float64), (high - low) / (levels - 1)
+    level = np.round((best - low) / step).astype(np.int32)
+    size = step.astype(np.float32)
+
+    def loss(key: jax.Array, hparams: Any) -> jax.Array:
+        return problem.loss(key, {"x": problem.minimiser["x"] + (hparams["n"] - level) * size})
+
+    space = Space({"n": Int(0, levels - 1, shape=slots[0].shape)})
+    return Problem(f"{problem.name}_on_integers", space, loss, problem.optimum, {"n": level})
+
+
+def integer_waves(num_dims: int = 5, levels: int = 25, seed: int = 0) -> Problem:
+    """Ordered levels in a turned bowl of condition 10 with shallow waves along its axes; a lowest loss of 0.
+
+    Every axis of the bowl mixes all dimensions, so that no level can be chosen alone. Where the best levels lie is
+    drawn with ``seed``, as are the axes.
+    """
+    rng = np.random.default_rng(seed)
+    best = rng.integers(levels // 5, levels - levels // 5, size=num_dims).astype(np.int32)
+    turn = np.linalg.qr(rng.normal(size=(num_dims, num_dims)))[0].astype(np.float32)
+    scale = np.logspace(0.0, 1.0, num_dims, dtype=np.float32)
+
+    def loss(key: jax.Array, hparams: Any) -> jax.Array:
+        del key
+        z = turn @ ((hparams["n"] - best) * np.float32(10.0 / levels))  # about -5 .. 5
+        return jnp.sum(scale * z**2 + 2.0 * jnp.sin(jnp.pi * z) ** 2)
+
+    return Problem("integer_waves", Space({"n": Int(0, levels - 1, shape=(num_dims,))}), loss, 0.0, {"n": best})
+
+
+MAX_COMBINATIONS = 200_000
+"""The combinations that :func:`categorical` looks through at most."""
+
+
+def categorical(num_dims: int, options: int, seed: int = 0) -> Problem:
+    """Choices only: every option has a cost, and every pair of options of two choices another; both drawn with ``seed``.
+
+    The lowest sum is found by enumeration and moved to 0.
+
+    Raises:
+        ValueError: if there are more than ``MAX_COMBINATIONS`` combinations.
+    """
+    if options**num_dims > MAX_COMBINATIONS:
+        raise ValueError(f"categorical: {options}^{num_dims} combinations are more than {MAX_COMBINATIONS}")
+    rng = np.random.default_rng(seed)
+    single = rng.normal(size=(num_dims, options))
+    pair = rng.normal(size=(num_dims, num_dims, options, options)) / math.sqrt(max(num_dims - 1, 1))
+    pair *= np.triu(np.ones((num_dims, num_dims)), 1)[:, :, None, None]  # each pair once
+    total = np.zeros((options,) * num_dims)
+    axis = [np.arange(options).reshape([-1 if i == j else 1 for j in range(num_dims)]) for i in range(num_dims)]
+    for i in range(num_dims):
+        total += single[i][axis[i]]
+        for j in range(i + 1, num_dims):
+            total += pair[i, j][axis[i], axis[j]]
+    best = np.array(np.unravel_index(total.argmin(), total.shape), np.int32)
+    lowest, place = total.min(), np.arange(num_dims)
+    of_option, of_pair = single.astype(np.float32), pair.astype(np.float32)
+
+    def loss(key: jax.Array, hparams: Any) -> jax.Array:
+        del key
+        c = hparams["c"]
+        pairs = jnp.asarray(of_pair)[place[:, None], place, c[:, None], c]
+        return jnp.asarray(of_option)[place, c].sum() + pairs.sum() - np.float32(lowest)
+
+    space = Space({"c": Choice(tuple(range(options)), shape=(num_dims,))})
+    return Problem("categorical", space, loss, 0.0, {"c": best})
+
+
+def noisy(problem: Problem, sd: float) -> Problem:
+    """The same with normal noise of standard deviation ``sd``, drawn from the key; ``noiseless`` stays within reach."""
+
+    def loss(key: jax.Array, hparams: Any) -> jax.Array:
+        clean = problem.noiseless(key, hparams)
+        return clean + sd * jax.random.normal(key, dtype=clean.dtype)
+
+    return dataclasses.replace(problem, name=f"noisy_{problem.name}", loss=loss, without_noise=problem.noiseless)
 
 
 def nan_cliff() -> Problem:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jaxhpo.optimizers.registry import ENTRIES, Entry, example, load
 
 if TYPE_CHECKING:
+    from jaxhpo.optimizers.gp import BayesOpt
     from jaxhpo.optimizers.grid import GridSearch
     from jaxhpo.optimizers.local import LocalSearch
     from jaxhpo.optimizers.pso import PSO
@@ -19,6 +20,7 @@ __all__ = [
     "ENTRIES",
     "OPTIMIZERS",
     "PSO",
+    "BayesOpt",
     "Entry",
     "GridSearch",
     "LocalSearch",

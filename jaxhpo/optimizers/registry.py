@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxhpo.errors import JaxhpoError
 
 
 class Entry(NamedTuple):
-    """Where an optimizer is found, in one line what it is, and, for one that wraps another, a usual inner one."""
+    """What is known of an optimizer before it is imported.
+
+    Attributes:
+        module: where it is found.
+        description: in one line what it is.
+        wraps: for one that wraps another, a usual inner one.
+        light: settings with which an example is cheap, where the defaults are made for expensive trials.
+    """
 
     module: str
     description: str
     wraps: str | None = None
+    light: Mapping[str, Any] = MappingProxyType({})
 
 
 ENTRIES: dict[str, Entry] = {
@@ -22,6 +32,19 @@ ENTRIES: dict[str, Entry] = {
     "GridSearch": Entry("jaxhpo.optimizers.grid", "every combination of a few values for each dimension"),
     "LocalSearch": Entry("jaxhpo.optimizers.local", "greedy moves around the incumbent, step sizes by success, restarts"),
     "PSO": Entry("jaxhpo.optimizers.pso", "particle swarm for mixed spaces"),
+    "BayesOpt": Entry(
+        "jaxhpo.optimizers.gp",
+        "Bayesian optimization with a Gaussian process: few, expensive trials",
+        light={
+            "num_initial": 5,
+            "num_candidates": 32,
+            "num_starts": 2,
+            "num_steps": 3,
+            "fit_steps": 3,
+            "capacity": 16,
+            "max_capacity": 16,
+        },
+    ),
 }
 
 
@@ -37,9 +60,11 @@ def load(name: str) -> type:
 
 
 def example(name: str, num_lanes: int) -> Any:
-    """An instance with the default settings; a wrapper around the inner optimizer that its entry names."""
-    inner = ENTRIES[name].wraps
-    return load(name)(num_lanes=num_lanes) if inner is None else load(name)(example(inner, num_lanes))
+    """An instance with the default or, where there are any, light settings; a wrapper around the inner one of its entry."""
+    entry = ENTRIES[name]
+    if entry.wraps is None:
+        return load(name)(num_lanes=num_lanes, **entry.light)
+    return load(name)(example(entry.wraps, num_lanes), **entry.light)
 
 
 def __getattr__(name: str) -> Any:

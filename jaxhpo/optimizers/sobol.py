@@ -63,10 +63,13 @@ def sobol_points(directions: jax.Array, shift: jax.Array, index: jax.Array) -> j
     return (cell + 0.5) * 2.0**-_KEPT
 
 
-def _scrambled(key: jax.Array, directions: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Direction numbers times a random unit lower triangular bit matrix for each dimension, and a shift."""
+def scrambled_sobol(key: jax.Array, num_dims: int) -> tuple[jax.Array, jax.Array]:
+    """Scrambled direction numbers ``u32[D, BITS]`` and a digital shift ``u32[D]`` for :func:`sobol_points`.
+
+    The direction numbers are multiplied by a random unit lower triangular bit matrix for each dimension.
+    """
     key_matrix, key_shift = jax.random.split(key)
-    num_dims = directions.shape[0]
+    directions = direction_numbers(num_dims)
     digit = jnp.arange(BITS, dtype=jnp.uint32)
     bits = jax.random.bits(key_matrix, (num_dims, BITS), jnp.uint32)
     matrix = (bits >> (digit + 1)) | (jnp.uint32(1 << 31) >> digit)  # column j: a one at digit j, random digits below
@@ -112,7 +115,7 @@ class SobolSearch:
     starts_afresh = True
 
     def init(self, key: jax.Array, spec: CubeSpec) -> SobolState:
-        directions, shift = _scrambled(key, direction_numbers(spec.num_dims))
+        directions, shift = scrambled_sobol(key, spec.num_dims)
         index = jnp.arange(self.num_lanes, dtype=jnp.int32) % 2**BITS
         return SobolState(directions, shift, index, jnp.asarray(self.num_lanes % 2**BITS, jnp.int32))
 

@@ -19,6 +19,7 @@ from jaxhpo.study.loop import Trials, first_carry, run_round
 from jaxhpo.study.problem import Plan, make_problem
 from jaxhpo.study.record import holds_study
 from jaxhpo.study.result import Result
+from jaxhpo.study.room import with_room
 from jaxhpo.tasks import HostFunction
 
 
@@ -140,7 +141,9 @@ def pure_study(
     def study(key: jax.Array) -> PureResult:
         problem = dataclasses.replace(draft, key=key)
         step = lambda carry, _: run_round(problem, plan, carry)
-        carry, trials = lax.scan(step, first_carry(problem, plan), length=rounds)
+        carry = first_carry(problem, plan)
+        carry = dataclasses.replace(carry, optimizer=with_room(optimizer, carry.optimizer, num_trials + optimizer.num_lanes))
+        carry, trials = lax.scan(step, carry, length=rounds)
         hparams = space.decode(carry.best_cube)
         return PureResult(carry.best_loss, carry.best_cube, hparams, trials)
 

@@ -33,6 +33,7 @@ from jaxhpo.study.platform import environment
 from jaxhpo.study.problem import Plan, Problem, make_plan, make_problem
 from jaxhpo.study.record import Record
 from jaxhpo.study.result import Result, Trial, TrialTable
+from jaxhpo.study.room import rounds_that_fit, with_room
 from jaxhpo.study.rows import database_row, earlier_rows, rows_of
 from jaxhpo.study.snapshot import to_numpy
 from jaxhpo.tasks import HostFunction, Training
@@ -309,6 +310,12 @@ def run_study(
             raise
 
 
+def _with_room(optimizer: Optimizer, engine: Engine, carry: Carry) -> Carry:
+    """The carry with room for what one more round may bring; itself where there is."""
+    larger = with_room(optimizer, carry.optimizer, int(carry.finished) + optimizer.num_lanes)
+    return carry if larger is carry.optimizer else engine.place(dataclasses.replace(carry, optimizer=larger))
+
+
 def _drive(
     study: Study,
     engine: Engine,
@@ -339,6 +346,7 @@ def _drive(
     started, at_start = began, 0
     tell(None, "compiling")
     carry = engine.place(engine.first()) if keeper is None else keeper.restore(engine)
+    carry = _with_room(study.optimizer, engine, carry)
     if isinstance(engine, CompiledEngine):
         carry, _, _ = engine.advance(carry, 0)  # compiles, runs nothing
     jax.block_until_ready(carry)
@@ -353,6 +361,9 @@ def _drive(
         if study.max_seconds is not None and begun and spent + chunk_began - began >= study.max_seconds:
             status = "stopped"
             break
+        carry = _with_room(study.optimizer, engine, carry)
+        fit = rounds_that_fit(study.optimizer, carry.optimizer, int(carry.finished))
+        rounds = rounds if fit is None else min(rounds, fit)
         carry, trials, told = engine.advance(carry, rounds)
         chunk_ended = time.perf_counter()
         rows = rows_of(study.space, trials, told, (before + chunk_began - compiled, before + chunk_ended - compiled))

@@ -12,7 +12,8 @@ from jaxhpo.core import Optimizer
 from jaxhpo.study.engines import Engine
 from jaxhpo.study.loop import Carry
 from jaxhpo.study.record import Record
-from jaxhpo.study.snapshot import LARGE, WeightStore, pack, size_of, to_numpy, unpack
+from jaxhpo.study.room import sizes_of
+from jaxhpo.study.snapshot import LARGE, WeightStore, pack, size_of, to_numpy, unpack_any
 
 INSIDE = "inside"  # the training states are part of the snapshot
 
@@ -22,6 +23,7 @@ class Keeper:
 
     def __init__(self, record: Record, optimizer: Optimizer):
         self._record = record
+        self._optimizer = optimizer
         self._afresh = getattr(optimizer, "starts_afresh", False)
         self._weights = WeightStore(record.folder)
 
@@ -32,9 +34,10 @@ class Keeper:
             return engine.place(engine.first())
         _, data, weights = snapshots[0]
         like = jax.eval_shape(engine.first)
+        sizes = sizes_of(self._optimizer, like)
         if weights == INSIDE:
-            return engine.place(unpack(like, data))
-        carry = unpack(dataclasses.replace(like, train_state=()), data)
+            return engine.place(unpack_any(sizes, data))
+        carry = unpack_any((dataclasses.replace(size, train_state=()) for size in sizes), data)
         state = engine.first().train_state if weights is None else self._weights.load(weights, like.train_state)
         return engine.place(dataclasses.replace(carry, train_state=state))
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,21 +56,30 @@ def pack(tree: Any) -> bytes:
     return buffer.getvalue()
 
 
+def _bare(tree: Any) -> Any:
+    """The shapes of a tree with random keys as their data."""
+    return jax.eval_shape(lambda tree: jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree), tree)
+
+
 def unpack(like: Any, data: bytes) -> Any:
     """Bytes as a tree of the structure, shapes and dtypes of ``like``.
 
     Raises:
         JaxhpoError: if the bytes hold other shapes: they come from other code or another study.
     """
-    bare = jax.eval_shape(lambda tree: jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree), like)
-    due, treedef = jax.tree.flatten(bare)
+    return unpack_any([like], data)
+
+
+def unpack_any(likes: Iterable[Any], data: bytes) -> Any:
+    """Bytes as a tree like the first of ``likes`` whose shapes and dtypes they have; see :func:`unpack`."""
     with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-        if stored["layout"].tobytes().decode() != _layout(due):
-            raise JaxhpoError(
-                "the recorded state has another layout: it was written by another version of the optimizer or task"
-            )
-        leaves = [np.frombuffer(stored[f"a{i}"].tobytes(), x.dtype).reshape(x.shape) for i, x in enumerate(due)]
-    return from_numpy(like, jax.tree.unflatten(treedef, leaves))
+        layout = stored["layout"].tobytes().decode()
+        for like in likes:
+            due, treedef = jax.tree.flatten(_bare(like))
+            if layout == _layout(due):
+                leaves = [np.frombuffer(stored[f"a{i}"].tobytes(), x.dtype).reshape(x.shape) for i, x in enumerate(due)]
+                return from_numpy(like, jax.tree.unflatten(treedef, leaves))
+    raise JaxhpoError("the recorded state has another layout: it was written by another version of the optimizer or task")
 
 
 def size_of(tree: Any) -> int:
@@ -127,8 +136,7 @@ class WeightStore:
         """The state written under ``name``."""
         import orbax.checkpoint as ocp
 
-        bare = jax.eval_shape(lambda tree: jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree), like)
-        due, treedef = jax.tree.flatten(bare)
+        due, treedef = jax.tree.flatten(_bare(like))
         targets = {f"a{i}": np.zeros(x.shape, x.dtype) for i, x in enumerate(due)}
         with _told(self._folder):
             stored = ocp.StandardCheckpointer().restore((self._folder / name).resolve(), targets)

@@ -20,16 +20,25 @@ PROBLEMS = [
     functions.mixed_integer(30, seed=3),
     functions.network_like(10),
     functions.nan_cliff(),
+    functions.cosine_mixture(4, shift=0.25),
+    functions.goldstein_price(),
+    functions.shekel(),
+    functions.hartmann3(),
+    functions.integer_waves(),
+    functions.on_integers(functions.rastrigin(4), levels=21),
+    functions.on_integers(functions.rosenbrock(3, shift=0.5), levels=30),
+    functions.categorical(6, 5, seed=1),
 ]
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
-def test_the_minimiser_reaches_the_optimum_and_nothing_near_it_is_lower(problem):
+def test_the_minimiser_reaches_the_optimum_and_nothing_near_it_or_at_random_is_lower(problem):
     tolerance = {"schwefel": 3e-3, "styblinski_tang": 3e-4}.get(problem.name, 2e-5)  # float32 sums of large terms
     assert float(problem.loss(KEY, problem.minimiser)) == pytest.approx(problem.optimum, abs=tolerance)
     cube = problem.space.encode(problem.minimiser)
     near = jnp.clip(cube + 0.02 * jax.random.normal(KEY, (2000, problem.space.num_dims)), 0.0, 1.0)
-    losses = jax.jit(jax.vmap(lambda z: problem.loss(KEY, problem.space.decode(z))))(near)
+    anywhere = jax.random.uniform(jax.random.fold_in(KEY, 1), near.shape)
+    losses = jax.jit(jax.vmap(lambda z: problem.loss(KEY, problem.space.decode(z))))(jnp.concatenate([near, anywhere]))
     assert float(jnp.nanmin(losses)) >= problem.optimum - tolerance
     assert float(jnp.nanmax(losses)) > problem.optimum + 1e-3
 
@@ -72,6 +81,49 @@ def test_michalewicz_in_two_dimensions():
     )
     with pytest.raises(ValueError, match="2, 5 and 10"):
         functions.michalewicz(7)
+
+
+def test_goldstein_price_shekel_and_hartmann_by_their_published_values():
+    x = {"x": np.array([1.0, 1.0], np.float32)}
+    assert float(functions.goldstein_price().loss(KEY, x)) == pytest.approx(np.log(1876.0), rel=1e-5)
+    x = {"x": np.array([8.0, 8.0, 8.0, 8.0], np.float32)}  # the third well, and the tails of the others
+    assert float(functions.shekel().loss(KEY, x)) == pytest.approx(-5.1756, abs=1e-4)
+    x = {"x": np.full(3, 0.5, np.float32)}
+    assert float(functions.hartmann3().loss(KEY, x)) == pytest.approx(-0.628022, abs=1e-5)
+
+
+def test_integers_read_the_function_at_even_places():
+    inner = functions.rosenbrock(3, shift=0.5)
+    problem = functions.on_integers(inner, levels=31)  # steps of one half from -5 to 10
+    n = np.array([3, 14, 30], np.int32)
+    assert float(problem.loss(KEY, {"n": n})) == pytest.approx(float(inner.loss(KEY, {"x": n * np.float32(0.5) - 5})), rel=1e-5)
+    with pytest.raises(ValueError, match="known minimiser"):
+        functions.on_integers(functions.michalewicz(2), levels=5)
+
+
+def test_categorical_enumerates_what_it_computes():
+    problem = functions.categorical(4, 3, seed=0)
+    every = np.stack(np.meshgrid(*[np.arange(3)] * 4, indexing="ij"), axis=-1).reshape(-1, 4)
+    losses = np.asarray(jax.vmap(lambda c: problem.loss(KEY, {"c": c}))(every))
+    assert losses.min() == pytest.approx(0.0, abs=1e-6)
+    np.testing.assert_array_equal(every[losses.argmin()], problem.minimiser["c"])
+    assert np.sort(losses)[1] > 1e-3  # one best combination
+    alone = [int(np.argmin([losses[every[:, i] == k].mean() for k in range(3)])) for i in range(4)]
+    assert alone != problem.minimiser["c"].tolist()  # the choices interact: the best options are not those best on average
+    with pytest.raises(ValueError, match="combinations"):
+        functions.categorical(10, 10)
+
+
+def test_noise_comes_from_the_key_and_the_noiseless_loss_has_none():
+    clean = functions.sphere(2, shift=1.0)
+    problem = functions.noisy(clean, 0.5)
+    x = {"x": np.array([2.0, 3.0], np.float32)}
+    losses = jax.vmap(lambda key: problem.loss(key, x))(jax.random.split(KEY, 4000))
+    # Standard errors are 0.5 / sqrt(4000) = 0.008 and 0.5 / sqrt(8000) = 0.0056: five of each, one false failure in a million.
+    assert float(losses.mean()) == pytest.approx(5.0, abs=0.04)
+    assert float(losses.std()) == pytest.approx(0.5, abs=0.028)
+    assert float(problem.noiseless(KEY, x)) == float(clean.loss(KEY, x)) == 5.0
+    assert clean.noiseless is clean.loss
 
 
 def test_every_wrong_level_of_the_mixed_problem_costs_at_least_one():

@@ -1,0 +1,381 @@
+"""The multivariate tree-structured Parzen estimator (TPE) for mixed spaces.
+
+    split the observations by their loss -> l, a density of the good ones, and g, of the bad ones
+    -> draw candidates from l -> the one with the highest l / g
+
+Bergstra, Bardenet, Bengio & Kegl, "Algorithms for hyper-parameter optimization", NeurIPS 2011: the ratio is monotone in
+the expected improvement (section 4). Each component of a density is a product of kernels over the dimensions, centred at
+one observation: Falkner, Klein & Hutter, "BOHB: robust and efficient hyperparameter optimization at scale", ICML 2018.
+The parts and their names: Watanabe, "Tree-structured Parzen estimator: understanding its algorithm components and their
+roles for better empirical performance", arXiv:2304.11127, 2023.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.scipy.special import logsumexp, ndtri
+
+from jaxhpo.core import Array, CubeSpec, Feedback, Query, pytree_dataclass, setting
+from jaxhpo.optimizers.sobol import BITS, scrambled_sobol, sobol_points
+
+_LOG_ROOT = 0.5 * math.log(2.0 * math.pi)
+_TINY = 1e-37  # above the smallest normal float32: keeps logarithms finite
+_THIN = 0.02  # standard deviations; over a narrower interval the density is taken as flat
+_MOST_KERNELS = 100.0  # of which the lowest bandwidth takes notice
+_COUNTED = 1 << 16  # points of a discrete space, up to which those not asked yet are listed
+
+
+@pytree_dataclass
+class Mixture:
+    """A density over the cube: ``K`` products of kernels and a uniform prior.
+
+    Attributes:
+        centre: ``f32[K, D]``, integers and choices at the middle of their level.
+        bandwidth: ``f32[K, D]``, in units of the cube; for a choice the chance that its label is drawn anew.
+        log_weight: ``f32[K]``, ``-inf`` for a component that is not in use.
+        log_prior: ``f32[]``, log weight of the prior.
+    """
+
+    centre: jax.Array
+    bandwidth: jax.Array
+    log_weight: jax.Array
+    log_prior: jax.Array
+
+
+def _normal_cdf(z: Array) -> jax.Array:
+    return 0.5 * lax.erfc(-math.sqrt(0.5) * z)
+
+
+def _log_normal_mass(low: Array, high: Array) -> jax.Array:
+    """Log of the standard normal's mass between ``low`` and ``high``, precise in both tails and for thin intervals."""
+    middle, width = 0.5 * (low + high), high - low
+    low, high = jnp.where(middle > 0, -high, low), jnp.where(middle > 0, -low, high)  # below 0 the cdf keeps its digits
+    wide = jnp.log(jnp.maximum(_normal_cdf(high) - _normal_cdf(low), _TINY))
+    thin = jnp.log(jnp.maximum(width, _TINY)) - 0.5 * middle**2 - _LOG_ROOT
+    return jnp.where(width < _THIN, thin, wide)
+
+
+def _level_edges(spec: CubeSpec, cube: Array) -> tuple[jax.Array, jax.Array]:
+    """Where the level of each coordinate begins and ends, twice ``[..., D]``."""
+    level = spec.level_of(cube).astype(cube.dtype)
+    return spec.cube_of(level - 0.5), spec.cube_of(level + 0.5)
+
+
+def log_kernels(spec: CubeSpec, centre: Array, bandwidth: Array, x: Array) -> jax.Array:
+    """Log of the product of kernels around each centre, at each point.
+
+    Floats have the density of a Gaussian truncated to [0, 1]; integers the mass of the same Gaussian between the edges of
+    their level; choices the kernel of Aitchison & Aitken, Biometrika 63, 1976, with ``1 - b`` for the same of ``k`` labels
+    and ``b / (k - 1)`` for any other, where ``b = bandwidth * (k - 1) / k``.
+
+    Args:
+        centre, bandwidth: ``f32[K, D]``, as in :class:`Mixture`.
+        x: ``f32[M, D]``, integers and choices anywhere in their level.
+
+    Returns:
+        ``f32[M, K]``.
+    """
+    floats, ints, choices = (np.flatnonzero(kind) for kind in (spec.is_float, spec.is_int, spec.is_choice))
+    total = jnp.zeros((x.shape[0], centre.shape[0]), x.dtype)
+    if floats.size:
+        mean, sd = centre[:, floats], bandwidth[:, floats]
+        z = (x[:, None, floats] - mean) / sd
+        scale = jnp.log(sd) + _LOG_ROOT + _log_normal_mass(-mean / sd, (1.0 - mean) / sd)
+        total -= 0.5 * (z * z).sum(-1) + scale.sum(-1)
+    if ints.size:
+        mean, sd = centre[:, ints], bandwidth[:, ints]
+        low, high = (edge[:, None, ints] for edge in _level_edges(spec, x))
+        mass = _log_normal_mass((low - mean) / sd, (high - mean) / sd)
+        total += mass.sum(-1) - _log_normal_mass(-mean / sd, (1.0 - mean) / sd).sum(-1)
+    if choices.size:
+        anew = bandwidth[:, choices] / spec.levels[choices].astype(np.float32)
+        same = spec.level_of(x)[:, None, choices] == spec.level_of(centre)[:, choices]
+        total += jnp.log(jnp.where(same, 1.0 - bandwidth[:, choices] + anew, anew)).sum(-1)
+    return total
+
+
+def log_density(spec: CubeSpec, mixture: Mixture, x: Array) -> jax.Array:
+    """Log density ``f32[M]`` at ``f32[M, D]``: per unit of each float, and the mass of the level of the others."""
+    low, high = _level_edges(spec, x)
+    uniform = jnp.where(spec.is_float, 0.0, jnp.log(jnp.where(spec.is_float, 1.0, high - low))).sum(-1)
+    kernels = log_kernels(spec, mixture.centre, mixture.bandwidth, x)
+    return jnp.logaddexp(logsumexp(kernels + mixture.log_weight, axis=1), mixture.log_prior + uniform)
+
+
+def draw(key: jax.Array, spec: CubeSpec, mixture: Mixture, num_points: int) -> jax.Array:
+    """Independent points ``f32[M, D]`` of a mixture, integers and choices at the middle of their level.
+
+    The random numbers do not depend on the number of components.
+    """
+    rows, dtype = mixture.centre.shape[0], mixture.centre.dtype
+    key_which, key_place, key_label = jax.random.split(key, 3)
+    place = jax.random.uniform(key_place, (num_points, spec.num_dims), dtype)
+    below = jnp.cumsum(jnp.exp(mixture.log_weight)) <= jax.random.uniform(key_which, (num_points, 1), dtype)
+    which = below.sum(-1)  # beyond the components: the prior
+    mean, width = (x[jnp.minimum(which, rows - 1)] for x in (mixture.centre, mixture.bandwidth))
+    low, high = _normal_cdf(-mean / width), _normal_cdf((1.0 - mean) / width)
+    x = jnp.clip(mean + width * ndtri(low + place * (high - low)), 0.0, 1.0)
+    if spec.is_choice.any():
+        anew = jax.random.uniform(key_label, place.shape, dtype) < width
+        x = jnp.where(spec.is_choice, jnp.where(anew, place, mean), x)
+    return jnp.asarray(spec.snap(jnp.where((which == rows)[:, None], place, x)))
+
+
+def neighbour_gaps(points: Array, used: Array) -> jax.Array:
+    """The distance to the farther of the two neighbours in each dimension, ``f32[K, D]``; 0 where not ``used``.
+
+    The outermost points have one neighbour each; for a point alone it is the farther bound.
+    """
+    count = used.sum(dtype=jnp.int32)
+    index = lax.broadcasted_iota(jnp.int32, points.shape, 0)
+    place, order = lax.sort((jnp.where(used[:, None], points, 2.0), index), dimension=0, num_keys=1)
+    steps = jnp.where(index[1:] < count, place[1:] - place[:-1], 0.0)
+    steps = jnp.pad(steps, ((1, 1), (0, 0)))
+    gaps = jnp.where(count > 1, jnp.maximum(steps[:-1], steps[1:]), jnp.maximum(place, 1.0 - place))
+    gaps = jnp.zeros_like(points).at[order, jnp.arange(points.shape[1])].set(gaps)
+    return jnp.where(used[:, None], gaps, 0.0)
+
+
+def bandwidths(spec: CubeSpec, points: Array, used: Array, clip: Array | float) -> jax.Array:
+    """The bandwidths ``f32[K, D]`` of a mixture of the points ``used``.
+
+    Floats and integers: :func:`neighbour_gaps` (Bergstra et al. 2011, section 4.2) within ``clip / min(n + 2, 100)`` and 1
+    for ``n`` points, which is Watanabe's magic clipping (2023, section 3.3) with a factor; an integer also reaches half its
+    level. Choices: ``k / (k + n)`` for ``k`` labels, as if every label had been seen once by each observation's share.
+    """
+    count = used.sum().astype(points.dtype)
+    width = jnp.clip(neighbour_gaps(points, used), clip / jnp.minimum(count + 2.0, _MOST_KERNELS), 1.0)
+    if spec.is_float.all():
+        return width
+    low, high = _level_edges(spec, points)
+    width = jnp.where(spec.is_int, jnp.maximum(width, 0.5 * (high - low)), width)
+    labels = np.maximum(spec.levels, 1).astype(np.float32)
+    return jnp.where(spec.is_choice, labels / (labels + count), width)
+
+
+def repeated(spec: CubeSpec, x: Array, others: Array, used: Array) -> jax.Array:
+    """Whether all levels of a point ``[M, D]`` are those of one of the others ``[K, D]`` that are ``used``, ``bool[M]``."""
+    same = spec.level_of(x)[:, None, :] == spec.level_of(others)
+    return (same.all(-1) & used).any(-1)
+
+
+def untried(key: jax.Array, spec: CubeSpec, others: Array, used: Array) -> jax.Array:
+    """A random point ``f32[D]`` of a discrete space that is none of the others ``[K, D]``, where there is one.
+
+    Beyond ``2^16`` points in the space it is one at random.
+    """
+    levels = spec.levels
+    size = math.prod(levels.tolist())
+    if size > _COUNTED:
+        return jnp.asarray(spec.snap(jax.random.uniform(key, (spec.num_dims,), others.dtype)))
+    stride = np.cumprod([1, *levels[:-1]]).astype(np.int32)
+    number = jnp.where(used, (spec.level_of(others) * stride).sum(-1), size)
+    taken = jnp.zeros(size, bool).at[number].set(True, mode="drop")
+    chosen = jnp.argmax(jnp.where(taken, -1.0, jax.random.uniform(key, (size,), jnp.float32)))
+    return spec.cube_of((chosen // stride) % levels).astype(others.dtype)
+
+
+@pytree_dataclass
+class TPEState:
+    """State of :class:`TPE`. Its table of ``N`` observations may be enlarged by :meth:`TPE.resized`.
+
+    Attributes:
+        cube: ``f32[B, D]``, the proposals.
+        points: ``f32[N, D]``, observed points, integers and choices at the middle of their level.
+        loss: ``f32[N]``, infinite for a trial that diverged and in rows that are free.
+        number: ``i32[N]``, the how many-th observation it was; -1 in rows that are free.
+        told: ``i32[]``, observations so far, also those that the table has lost.
+        initial_left: ``i32[]``, points of the initial design still to be given out.
+        directions, shift, next: the Sobol sequence of the initial design, and its next point.
+        spec: static.
+    """
+
+    cube: jax.Array
+    points: jax.Array
+    loss: jax.Array
+    number: jax.Array
+    told: jax.Array
+    initial_left: jax.Array
+    directions: jax.Array
+    shift: jax.Array
+    next: jax.Array
+    spec: CubeSpec = setting(static=True)
+
+
+@pytree_dataclass
+class TPE:
+    """Multivariate tree-structured Parzen estimator.
+
+    After ``num_initial`` scrambled Sobol points a lane that is done gets the best of ``num_candidates`` draws from the
+    density ``l`` of good observations, by the ratio of ``l`` to the density ``g`` of the others. Good are the best
+    ``quantile`` of all observations, weighted by rank as in the CMA-ES (Hansen & Ostermeier, Evol. Comput. 9, 2001), so
+    that only the order of losses counts. A trial that diverged is never good. Lanes under way, and those refilled before
+    in the same update, count as bad, with the mean bandwidth of the good. In spaces without floats no point is asked for
+    again while there are others.
+
+    A table of fixed size holds the observations. Where it is full, new ones take the place of the oldest bad ones.
+
+    Attributes:
+        num_lanes: B.
+        num_initial: scrambled Sobol points before the densities are used.
+        num_candidates: draws from ``l`` for each lane.
+        max_good: good observations at most.
+        capacity: observations that the table holds, rounded up to a power of two.
+        quantile: share of good observations.
+        prior_weight: weight of the uniform prior in ``l`` and ``g``, in observations.
+        clip_good, clip_bad: factor on the lowest bandwidth, see :func:`bandwidths`.
+    """
+
+    num_lanes: int = setting(static=True, low=1)
+    num_initial: int = setting(10, static=True, low=1)
+    num_candidates: int = setting(64, static=True, low=1)
+    max_good: int = setting(25, static=True, low=1)
+    capacity: int = setting(128, static=True, low=4)
+    quantile: float = setting(0.1, low=0.0, high=0.5)
+    prior_weight: float = setting(1.0, low=0.01)
+    clip_good: float = setting(0.3, low=0.001)
+    clip_bad: float = setting(1.0, low=0.001)
+
+    starts_afresh = True
+
+    def init(self, key: jax.Array, spec: CubeSpec) -> TPEState:
+        lanes = self.num_lanes
+        directions, shift = scrambled_sobol(key, spec.num_dims)
+        first = jnp.arange(lanes, dtype=jnp.int32) % 2**BITS
+        rows = _power_of_two(max(self.capacity, 2 * lanes))
+        return TPEState(
+            cube=jnp.asarray(spec.snap(sobol_points(directions, shift, first))),
+            points=jnp.zeros((rows, spec.num_dims), jnp.float32),
+            loss=jnp.full(rows, jnp.inf, jnp.float32),
+            number=jnp.full(rows, -1, jnp.int32),
+            told=jnp.zeros((), jnp.int32),
+            initial_left=jnp.asarray(max(self.num_initial - lanes, 0), jnp.int32),
+            directions=directions,
+            shift=shift,
+            next=jnp.asarray(lanes % 2**BITS, jnp.int32),
+            spec=spec,
+        )
+
+    def ask(self, key: jax.Array, state: TPEState) -> Query:
+        del key
+        return Query.fresh(state.cube)
+
+    def update(self, key: jax.Array, state: TPEState, query: Query, feedback: Feedback) -> TPEState:
+        spec, done = state.spec, jnp.asarray(feedback.done)
+        rank = jnp.cumsum(done, dtype=jnp.int32) - 1  # lanes that are done, counted from the left
+        state = self._observed(state, jnp.asarray(spec.snap(query.cube)), feedback.loss, done, rank)
+        initial = done & (rank < state.initial_left)
+        given = initial.sum(dtype=jnp.int32)
+        design = spec.snap(sobol_points(state.directions, state.shift, (state.next + rank) % 2**BITS))
+        state = dataclasses.replace(state, initial_left=state.initial_left - given, next=(state.next + given) % 2**BITS)
+        if not spec.is_float.any():
+            initial &= ~repeated(spec, design, *self._known(state, state.cube, ~done))
+        state = dataclasses.replace(state, cube=jnp.where(initial[:, None], design, state.cube))
+        wanted = done & ~initial
+        return lax.cond(wanted.any(), lambda: self._proposed(key, state, wanted), lambda: state)
+
+    def resized(self, state: TPEState, num_observations: int) -> TPEState:
+        """The state with room for that many observations; for the host, between updates."""
+        more = _power_of_two(num_observations) - state.loss.shape[0]
+        if more <= 0:
+            return state
+        return dataclasses.replace(
+            state,
+            points=jnp.pad(state.points, ((0, more), (0, 0))),
+            loss=jnp.pad(state.loss, (0, more), constant_values=jnp.inf),
+            number=jnp.pad(state.number, (0, more), constant_values=-1),
+        )
+
+    def best_rows(self, state: TPEState, told: Array) -> tuple[jax.Array, jax.Array]:
+        """The rows of the lowest losses, best first, and how many of them are good after ``told`` observations."""
+        most = min(self.max_good, state.loss.shape[0] // 2)
+        good = jnp.clip(jnp.ceil(self.quantile * told), 1, most).astype(jnp.int32)
+        order = jnp.argsort(state.loss, stable=True)
+        return order[:most], jnp.minimum(good, jnp.isfinite(state.loss).sum(dtype=jnp.int32))
+
+    def densities(self, state: TPEState) -> tuple[Mixture, Mixture]:
+        """The mixtures ``l`` of the good observations and ``g`` of the bad ones."""
+        spec, prior = state.spec, self.prior_weight
+        top, num_good = self.best_rows(state, state.told)
+        rank = jnp.arange(top.size)
+        good = rank < num_good
+        weight = jnp.where(good, jnp.log(num_good + 0.5) - jnp.log(rank + 1.0), 0.0).astype(state.loss.dtype)
+        weight *= num_good / jnp.maximum(weight.sum(), _TINY)
+        bad = (state.number >= 0) & ~jnp.zeros(state.number.shape, bool).at[top].set(good)
+        num_bad = bad.sum(dtype=jnp.int32)
+        return (
+            Mixture(
+                state.points[top],
+                bandwidths(spec, state.points[top], good, self.clip_good),
+                jnp.where(good, jnp.log(jnp.maximum(weight, _TINY)), -jnp.inf) - jnp.log(num_good + prior),
+                jnp.log(prior / (num_good + prior)),
+            ),
+            Mixture(
+                state.points,
+                bandwidths(spec, state.points, bad, self.clip_bad),
+                jnp.where(bad, 0.0, -jnp.inf) - jnp.log(num_bad + prior),
+                jnp.log(prior / (num_bad + prior)),
+            ),
+        )
+
+    def _observed(self, state: TPEState, points: Array, loss: Array, done: Array, rank: Array) -> TPEState:
+        """The lanes that are done entered into the table: in free rows, then over the oldest bad ones."""
+        told = state.told + done.sum(dtype=jnp.int32)
+        top, num_good = self.best_rows(state, told)
+        last = jnp.iinfo(jnp.int32).max
+        age = state.number.at[top].max(jnp.where(jnp.arange(top.size) < num_good, last, -1))
+        row = jnp.where(done, jnp.argsort(age, stable=True)[rank], state.loss.size)  # beyond the end: dropped
+        loss = jnp.where(jnp.isfinite(loss), loss, jnp.inf).astype(state.loss.dtype)
+        return dataclasses.replace(
+            state,
+            points=state.points.at[row].set(points.astype(state.points.dtype), mode="drop"),
+            loss=state.loss.at[row].set(loss, mode="drop"),
+            number=state.number.at[row].set(state.told + rank, mode="drop"),
+            told=told,
+        )
+
+    def _known(self, state: TPEState, cube: Array, occupied: Array) -> tuple[jax.Array, jax.Array]:
+        """All observed points and lanes, ``[N + B, D]``, and which of them count."""
+        return jnp.concatenate([state.points, cube]), jnp.concatenate([state.number >= 0, occupied])
+
+    def _proposed(self, key: jax.Array, state: TPEState, wanted: Array) -> TPEState:
+        """New points for the lanes ``wanted``, one lane after the other."""
+        spec = state.spec
+        good, bad = self.densities(state)
+        share = jnp.exp(good.log_weight)[:, None]
+        width = (share * good.bandwidth).sum(0) / jnp.maximum(share.sum(), _TINY)
+        width = jnp.broadcast_to(jnp.where(share.sum() > 0, width, 1.0), state.cube.shape)
+        log_one = bad.log_prior - jnp.log(self.prior_weight)  # weight of one observation
+
+        def refill(lanes: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
+            cube, occupied = lanes
+
+            def found() -> jax.Array:
+                key_draw, key_other = jax.random.split(jax.random.fold_in(key, number))
+                x = draw(key_draw, spec, good, self.num_candidates)
+                beside = jnp.where(occupied, log_kernels(spec, cube, width, x), -jnp.inf)
+                crowd = jnp.logaddexp(log_density(spec, bad, x), logsumexp(beside, axis=1) + log_one)
+                score = log_density(spec, good, x) - crowd  # Bergstra et al. 2011, eq. 11
+                if spec.is_float.any():
+                    return x[jnp.argmax(score)]
+                known = self._known(state, cube, occupied)
+                again = repeated(spec, x, *known)
+                best = x[jnp.argmax(jnp.where(again, -jnp.inf, score))]
+                return lax.cond(again.all(), lambda: untried(key_other, spec, *known), lambda: best)
+
+            cube = cube.at[number].set(lax.cond(wanted[number], found, lambda: cube[number]))
+            return (cube, occupied.at[number].set(True)), None
+
+        (cube, _), _ = lax.scan(refill, (state.cube, ~wanted), jnp.arange(self.num_lanes))
+        return dataclasses.replace(state, cube=cube)
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest power of two that is not below."""
+    return 1 << max(number - 1, 0).bit_length()
