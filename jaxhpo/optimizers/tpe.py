@@ -28,22 +28,36 @@ _LOG_ROOT = 0.5 * math.log(2.0 * math.pi)
 _TINY = 1e-37  # above the smallest normal float32: keeps logarithms finite
 _THIN = 0.02  # standard deviations; over a narrower interval the density is taken as flat
 _MOST_KERNELS = 100.0  # of which the lowest bandwidth takes notice
+_LAST = np.iinfo(np.int32).max
 _COUNTED = 1 << 16  # points of a discrete space, up to which those not asked yet are listed
 
 
 @pytree_dataclass
-class Mixture:
-    """A density over the cube: ``K`` products of kernels and a uniform prior.
+class Kernels:
+    """``K`` products of kernels over the dimensions, made by :func:`kernels_at`.
 
     Attributes:
         centre: ``f32[K, D]``, integers and choices at the middle of their level.
         bandwidth: ``f32[K, D]``, in units of the cube; for a choice the chance that its label is drawn anew.
-        log_weight: ``f32[K]``, ``-inf`` for a component that is not in use.
-        log_prior: ``f32[]``, log weight of the prior.
+        log_scale: ``f32[K]``, log of the factor that makes the density integrate to one.
     """
 
     centre: jax.Array
     bandwidth: jax.Array
+    log_scale: jax.Array
+
+
+@pytree_dataclass
+class Mixture:
+    """A density over the cube: weighted kernels and a uniform prior.
+
+    Attributes:
+        kernels: the ``K`` components.
+        log_weight: ``f32[K]``, ``-inf`` for a component that is not in use.
+        log_prior: ``f32[]``, log weight of the prior.
+    """
+
+    kernels: Kernels
     log_weight: jax.Array
     log_prior: jax.Array
 
@@ -67,45 +81,49 @@ def _level_edges(spec: CubeSpec, cube: Array) -> tuple[jax.Array, jax.Array]:
     return spec.cube_of(level - 0.5), spec.cube_of(level + 0.5)
 
 
-def log_kernels(spec: CubeSpec, centre: Array, bandwidth: Array, x: Array) -> jax.Array:
-    """Log of the product of kernels around each centre, at each point.
+def kernels_at(spec: CubeSpec, centre: Array, bandwidth: Array) -> Kernels:
+    """Kernels around centres ``f32[K, D]`` with bandwidths ``f32[K, D]``.
 
     Floats have the density of a Gaussian truncated to [0, 1]; integers the mass of the same Gaussian between the edges of
     their level; choices the kernel of Aitchison & Aitken, Biometrika 63, 1976, with ``1 - b`` for the same of ``k`` labels
     and ``b / (k - 1)`` for any other, where ``b = bandwidth * (k - 1) / k``.
-
-    Args:
-        centre, bandwidth: ``f32[K, D]``, as in :class:`Mixture`.
-        x: ``f32[M, D]``, integers and choices anywhere in their level.
-
-    Returns:
-        ``f32[M, K]``.
     """
+    scale = -_log_normal_mass(-centre / bandwidth, (1.0 - centre) / bandwidth)
+    scale -= jnp.where(spec.is_float, jnp.log(bandwidth) + _LOG_ROOT, 0.0)
+    return Kernels(jnp.asarray(centre), jnp.asarray(bandwidth), jnp.where(spec.is_choice, 0.0, scale).sum(-1))
+
+
+def log_kernels(spec: CubeSpec, kernels: Kernels, x: Array) -> jax.Array:
+    """Log of each kernel ``f32[M, K]`` at points ``f32[M, D]``, whose integers and choices lie anywhere in their level."""
     floats, ints, choices = (np.flatnonzero(kind) for kind in (spec.is_float, spec.is_int, spec.is_choice))
-    total = jnp.zeros((x.shape[0], centre.shape[0]), x.dtype)
+    centre, width = kernels.centre, kernels.bandwidth
+    total = jnp.broadcast_to(kernels.log_scale, (x.shape[0], centre.shape[0]))
     if floats.size:
-        mean, sd = centre[:, floats], bandwidth[:, floats]
-        z = (x[:, None, floats] - mean) / sd
-        scale = jnp.log(sd) + _LOG_ROOT + _log_normal_mass(-mean / sd, (1.0 - mean) / sd)
-        total -= 0.5 * (z * z).sum(-1) + scale.sum(-1)
+        z = (x[:, None, floats] - centre[:, floats]) / width[:, floats]
+        total -= 0.5 * (z * z).sum(-1)
     if ints.size:
-        mean, sd = centre[:, ints], bandwidth[:, ints]
-        low, high = (edge[:, None, ints] for edge in _level_edges(spec, x))
-        mass = _log_normal_mass((low - mean) / sd, (high - mean) / sd)
-        total += mass.sum(-1) - _log_normal_mass(-mean / sd, (1.0 - mean) / sd).sum(-1)
+        low, high = ((edge[:, None, ints] - centre[:, ints]) / width[:, ints] for edge in _level_edges(spec, x))
+        total += _log_normal_mass(low, high).sum(-1)
     if choices.size:
-        anew = bandwidth[:, choices] / spec.levels[choices].astype(np.float32)
+        anew = width[:, choices] / spec.levels[choices].astype(np.float32)
         same = spec.level_of(x)[:, None, choices] == spec.level_of(centre)[:, choices]
-        total += jnp.log(jnp.where(same, 1.0 - bandwidth[:, choices] + anew, anew)).sum(-1)
+        total += jnp.log(jnp.where(same, 1.0 - width[:, choices] + anew, anew)).sum(-1)
     return total
+
+
+def _log_uniform(spec: CubeSpec, x: Array) -> jax.Array:
+    """Log of the uniform density at each point, ``f32[M]``; the mass of a level for integers and choices."""
+    low, high = _level_edges(spec, x)
+    return jnp.log(jnp.where(spec.is_float, 1.0, high - low)).sum(-1)
 
 
 def log_density(spec: CubeSpec, mixture: Mixture, x: Array) -> jax.Array:
     """Log density ``f32[M]`` at ``f32[M, D]``: per unit of each float, and the mass of the level of the others."""
-    low, high = _level_edges(spec, x)
-    uniform = jnp.where(spec.is_float, 0.0, jnp.log(jnp.where(spec.is_float, 1.0, high - low))).sum(-1)
-    kernels = log_kernels(spec, mixture.centre, mixture.bandwidth, x)
-    return jnp.logaddexp(logsumexp(kernels + mixture.log_weight, axis=1), mixture.log_prior + uniform)
+    return _log_mixed(log_kernels(spec, mixture.kernels, x), mixture.log_weight, mixture.log_prior + _log_uniform(spec, x))
+
+
+def _log_mixed(log_kernels: Array, log_weight: Array, log_prior: Array) -> jax.Array:
+    return jnp.logaddexp(logsumexp(log_kernels + log_weight, axis=1), log_prior)
 
 
 def draw(key: jax.Array, spec: CubeSpec, mixture: Mixture, num_points: int) -> jax.Array:
@@ -113,12 +131,13 @@ def draw(key: jax.Array, spec: CubeSpec, mixture: Mixture, num_points: int) -> j
 
     The random numbers do not depend on the number of components.
     """
-    rows, dtype = mixture.centre.shape[0], mixture.centre.dtype
+    centre, rows = mixture.kernels.centre, mixture.log_weight.size
+    dtype = centre.dtype
     key_which, key_place, key_label = jax.random.split(key, 3)
     place = jax.random.uniform(key_place, (num_points, spec.num_dims), dtype)
     below = jnp.cumsum(jnp.exp(mixture.log_weight)) <= jax.random.uniform(key_which, (num_points, 1), dtype)
     which = below.sum(-1)  # beyond the components: the prior
-    mean, width = (x[jnp.minimum(which, rows - 1)] for x in (mixture.centre, mixture.bandwidth))
+    mean, width = (x[jnp.minimum(which, rows - 1)] for x in (centre, mixture.kernels.bandwidth))
     low, high = _normal_cdf(-mean / width), _normal_cdf((1.0 - mean) / width)
     x = jnp.clip(mean + width * ndtri(low + place * (high - low)), 0.0, 1.0)
     if spec.is_choice.any():
@@ -292,52 +311,47 @@ class TPE:
             number=jnp.pad(state.number, (0, more), constant_values=-1),
         )
 
-    def best_rows(self, state: TPEState, told: Array) -> tuple[jax.Array, jax.Array]:
-        """The rows of the lowest losses, best first, and how many of them are good after ``told`` observations."""
-        most = min(self.max_good, state.loss.shape[0] // 2)
-        good = jnp.clip(jnp.ceil(self.quantile * told), 1, most).astype(jnp.int32)
-        order = jnp.argsort(state.loss, stable=True)
-        return order[:most], jnp.minimum(good, jnp.isfinite(state.loss).sum(dtype=jnp.int32))
+    def best_rows(self, state: TPEState) -> jax.Array:
+        """The rows of the lowest losses, best first: as many as can ever be good."""
+        return jnp.argsort(state.loss, stable=True)[: min(self.max_good, state.loss.size // 2)]
 
     def densities(self, state: TPEState) -> tuple[Mixture, Mixture]:
         """The mixtures ``l`` of the good observations and ``g`` of the bad ones."""
-        spec, prior = state.spec, self.prior_weight
-        top, num_good = self.best_rows(state, state.told)
+        spec, prior, top = state.spec, self.prior_weight, self.best_rows(state)
+        num_good = jnp.clip(jnp.ceil(self.quantile * state.told), 1, top.size).astype(jnp.int32)
+        num_good = jnp.minimum(num_good, jnp.isfinite(state.loss).sum(dtype=jnp.int32))
         rank = jnp.arange(top.size)
         good = rank < num_good
         weight = jnp.where(good, jnp.log(num_good + 0.5) - jnp.log(rank + 1.0), 0.0).astype(state.loss.dtype)
         weight *= num_good / jnp.maximum(weight.sum(), _TINY)
         bad = (state.number >= 0) & ~jnp.zeros(state.number.shape, bool).at[top].set(good)
         num_bad = bad.sum(dtype=jnp.int32)
+        best = state.points[top]
         return (
             Mixture(
-                state.points[top],
-                bandwidths(spec, state.points[top], good, self.clip_good),
+                kernels_at(spec, best, bandwidths(spec, best, good, self.clip_good)),
                 jnp.where(good, jnp.log(jnp.maximum(weight, _TINY)), -jnp.inf) - jnp.log(num_good + prior),
                 jnp.log(prior / (num_good + prior)),
             ),
             Mixture(
-                state.points,
-                bandwidths(spec, state.points, bad, self.clip_bad),
+                kernels_at(spec, state.points, bandwidths(spec, state.points, bad, self.clip_bad)),
                 jnp.where(bad, 0.0, -jnp.inf) - jnp.log(num_bad + prior),
                 jnp.log(prior / (num_bad + prior)),
             ),
         )
 
     def _observed(self, state: TPEState, points: Array, loss: Array, done: Array, rank: Array) -> TPEState:
-        """The lanes that are done entered into the table: in free rows, then over the oldest bad ones."""
-        told = state.told + done.sum(dtype=jnp.int32)
-        top, num_good = self.best_rows(state, told)
-        last = jnp.iinfo(jnp.int32).max
-        age = state.number.at[top].max(jnp.where(jnp.arange(top.size) < num_good, last, -1))
-        row = jnp.where(done, jnp.argsort(age, stable=True)[rank], state.loss.size)  # beyond the end: dropped
+        """The lanes that are done entered into the table: in free rows, then in place of the oldest that are not the best."""
+        top = self.best_rows(state)
+        number = state.number.at[top].set(jnp.where(state.number[top] < 0, -1, _LAST))
+        row = jnp.where(done, jnp.argsort(number, stable=True)[rank], state.loss.size)  # beyond the end: dropped
         loss = jnp.where(jnp.isfinite(loss), loss, jnp.inf).astype(state.loss.dtype)
         return dataclasses.replace(
             state,
             points=state.points.at[row].set(points.astype(state.points.dtype), mode="drop"),
             loss=state.loss.at[row].set(loss, mode="drop"),
             number=state.number.at[row].set(state.told + rank, mode="drop"),
-            told=told,
+            told=state.told + done.sum(dtype=jnp.int32),
         )
 
     def _known(self, state: TPEState, cube: Array, occupied: Array) -> tuple[jax.Array, jax.Array]:
@@ -348,32 +362,38 @@ class TPE:
         """New points for the lanes ``wanted``, one lane after the other."""
         spec = state.spec
         good, bad = self.densities(state)
-        share = jnp.exp(good.log_weight)[:, None]
-        width = (share * good.bandwidth).sum(0) / jnp.maximum(share.sum(), _TINY)
+        share = jnp.exp(good.log_weight)
+        width = (share[:, None] * good.kernels.bandwidth).sum(0) / jnp.maximum(share.sum(), _TINY)
         width = jnp.broadcast_to(jnp.where(share.sum() > 0, width, 1.0), state.cube.shape)
-        log_one = bad.log_prior - jnp.log(self.prior_weight)  # weight of one observation
+        one = jnp.broadcast_to(bad.log_prior - jnp.log(self.prior_weight), self.num_lanes)  # weight of an observation
 
-        def refill(lanes: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
-            cube, occupied = lanes
+        def refill(carry: tuple[Kernels, Array], number: Array) -> tuple[tuple[Kernels, Array], None]:
+            lanes, occupied = carry
 
             def found() -> jax.Array:
                 key_draw, key_other = jax.random.split(jax.random.fold_in(key, number))
                 x = draw(key_draw, spec, good, self.num_candidates)
-                beside = jnp.where(occupied, log_kernels(spec, cube, width, x), -jnp.inf)
-                crowd = jnp.logaddexp(log_density(spec, bad, x), logsumexp(beside, axis=1) + log_one)
-                score = log_density(spec, good, x) - crowd  # Bergstra et al. 2011, eq. 11
+                every = jax.tree.map(lambda *parts: jnp.concatenate(parts), good.kernels, bad.kernels, lanes)
+                kernels, uniform, split = log_kernels(spec, every, x), _log_uniform(spec, x), good.log_weight.size
+                crowd = jnp.concatenate([bad.log_weight, jnp.where(occupied, one, -jnp.inf)])
+                # Bergstra et al. 2011, eq. 11: the ratio orders points as the expected improvement does.
+                score = _log_mixed(kernels[:, :split], good.log_weight, good.log_prior + uniform)
+                score -= _log_mixed(kernels[:, split:], crowd, bad.log_prior + uniform)
                 if spec.is_float.any():
                     return x[jnp.argmax(score)]
-                known = self._known(state, cube, occupied)
+                known = self._known(state, lanes.centre, occupied)
                 again = repeated(spec, x, *known)
                 best = x[jnp.argmax(jnp.where(again, -jnp.inf, score))]
                 return lax.cond(again.all(), lambda: untried(key_other, spec, *known), lambda: best)
 
-            cube = cube.at[number].set(lax.cond(wanted[number], found, lambda: cube[number]))
-            return (cube, occupied.at[number].set(True)), None
+            point = lax.cond(wanted[number], found, lambda: lanes.centre[number])
+            moved = kernels_at(spec, point[None], width[:1])
+            lanes = jax.tree.map(lambda rows, row: rows.at[number].set(row[0]), lanes, moved)
+            return (lanes, occupied.at[number].set(True)), None
 
-        (cube, _), _ = lax.scan(refill, (state.cube, ~wanted), jnp.arange(self.num_lanes))
-        return dataclasses.replace(state, cube=cube)
+        start = kernels_at(spec, state.cube, width), ~wanted
+        (lanes, _), _ = lax.scan(refill, start, jnp.arange(self.num_lanes))
+        return dataclasses.replace(state, cube=lanes.centre)
 
 
 def _power_of_two(number: int) -> int:

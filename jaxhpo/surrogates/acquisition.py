@@ -1,4 +1,7 @@
-"""What a next trial is worth, from the posterior of the loss; higher is better. Notation in :mod:`jaxhpo.surrogates.kernels`."""
+"""What a next trial is worth, from the posterior of the loss; higher is better.
+
+Notation in :mod:`jaxhpo.surrogates.kernels`.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,17 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
 
-from jaxhpo.core import Array
 from jaxhpo.surrogates.kernels import covariance
-from jaxhpo.surrogates.linalg import cholesky, solve_lower, solve_upper
-from jaxhpo.surrogates.regression import Posterior, cross, fitted, masked_covariance, moments
+from jaxhpo.surrogates.linalg import cholesky, rounding, solve_lower, solve_upper
+from jaxhpo.surrogates.regression import Posterior, cross, fitted, masked_covariance, moments, predict
 
 ACQUISITIONS = ("log_ei", "noisy_ei", "ucb", "thompson")
 
 _LOG_ROOT_2PI = 0.5 * math.log(2.0 * math.pi)
 _FRACTION_TERMS = 16
-_PROBIT_SLOPE = 2.0
 
 
-def log_h(u: Array) -> jax.Array:
+def log_h(u: jax.Array) -> jax.Array:
     """``log(phi(u) + u Phi(u))``, accurate for any u (the log of Ament et al. 2023, eq. 8).
 
     Far below 0 the sum cancels. There it is the first repeated integral of the normal density, whose ratios obey
@@ -40,8 +41,9 @@ def log_h(u: Array) -> jax.Array:
     return jnp.where(low, tail, direct)
 
 
-def log_ei(mean: Array, variance: Array, best: Array) -> jax.Array:
-    """Log of the expected improvement below ``best`` (Ament et al., "Unexpected improvements to expected improvement", 2023)."""
+def log_ei(mean: jax.Array, variance: jax.Array, best: jax.Array) -> jax.Array:
+    """Log of the expected improvement below ``best`` (Ament et al., "Unexpected improvements to expected improvement for
+    Bayesian optimization", NeurIPS 2023, eq. 8)."""
     deviation = jnp.sqrt(variance)
     return log_h((best - mean) / deviation) + jnp.log(deviation)
 
@@ -51,26 +53,19 @@ def incumbent_mean(posterior: Posterior) -> jax.Array:
     return jnp.min(jnp.where(posterior.mask, fitted(posterior), jnp.inf))
 
 
-def upper_confidence(mean: Array, variance: Array, beta: Array | float) -> jax.Array:
+def upper_confidence(mean: jax.Array, variance: jax.Array, beta: jax.Array | float) -> jax.Array:
     """``sqrt(beta)`` deviations below the mean, negated (Srinivas et al., ICML 2010, eq. 6, for losses)."""
     return jnp.sqrt(beta * variance) - mean
 
 
-def dual_weights(posterior: Posterior) -> jax.Array:
-    """``a = K^-1 (z - c)``, ``[N]``; 0 where not observed."""
-    return jnp.where(posterior.mask, solve_upper(posterior.factor, posterior.weights), 0.0)
-
-
-def log_feasibility(labels: Posterior, weights: Array, points: Array) -> jax.Array:
+def log_feasibility(labels: Posterior, points: jax.Array) -> jax.Array:
     """Log probability ``[M]`` that trials at points ``[M, D]`` succeed.
 
-    Least-squares classification (RW section 6.5): a Gaussian process of +1 for success and -1 for failure, whose mean goes
-    through a probit of fixed slope. ``weights`` are its :func:`dual_weights`.
+    ``labels`` is a Gaussian process of +1 for success and -1 for failure (least-squares classification, RW section 6.5);
+    success is that a label is above 0.
     """
-    with jax.default_matmul_precision("highest"):
-        k = covariance(labels.params.kernel, labels.spec, labels.kernel, points, labels.x)
-        mean = labels.params.mean + k @ weights
-    return log_ndtr(_PROBIT_SLOPE * mean)
+    mean, variance = predict(labels, points)
+    return log_ndtr(mean / jnp.sqrt(variance + labels.noise))
 
 
 def latent_samples(key: jax.Array, posterior: Posterior, num_samples: int) -> tuple[Posterior, jax.Array]:
@@ -85,7 +80,7 @@ def latent_samples(key: jax.Array, posterior: Posterior, num_samples: int) -> tu
     size, dtype, mask = posterior.x.shape[0], posterior.x.dtype, posterior.mask
     with jax.default_matmul_precision("highest"):
         prior = covariance(posterior.params.kernel, posterior.spec, posterior.kernel, posterior.x, posterior.x)
-        jitter = 20.0 * float(jnp.finfo(dtype).eps) * posterior.signal
+        jitter = rounding(size, dtype) * posterior.signal
         factor = cholesky(masked_covariance(prior, jitter, mask))
         signal = jnp.where(mask, jax.random.normal(key_signal, (num_samples, size), dtype) @ factor.lower.T, 0.0)
         noise = jnp.where(mask, jnp.sqrt(posterior.noise) * jax.random.normal(key_noise, (num_samples, size), dtype), 0.0)
@@ -97,7 +92,7 @@ def latent_samples(key: jax.Array, posterior: Posterior, num_samples: int) -> tu
     return dataclasses.replace(posterior, factor=factor, weights=weights), best
 
 
-def log_noisy_ei(latent: Posterior, best: Array, points: Array) -> jax.Array:
+def log_noisy_ei(latent: Posterior, best: jax.Array, points: jax.Array) -> jax.Array:
     """Expected improvement ``[M]`` over the lowest latent loss, averaged over samples of it (Letham et al. 2019, eq. 6)."""
     v = cross(latent, points)
     with jax.default_matmul_precision("highest"):

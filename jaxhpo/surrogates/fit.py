@@ -1,8 +1,8 @@
 """Hyperparameters of a Gaussian process by maximum a posteriori: priors, starts, and a warm start from the last fit.
 
 The power that warps the losses is one of them: its likelihood carries the Jacobian of the warp, as in Snelson, Rasmussen &
-Ghahramani, "Warped Gaussian processes", NeurIPS 2003, eq. 6. Lengthscales have the prior of Hvarfner, Hellsten & Nardi, "Vanilla
-Bayesian optimization performs great in high dimensions", ICML 2024, eq. 5, which grows with the root of the dimension.
+Ghahramani, "Warped Gaussian processes", NeurIPS 2003, eq. 6. Lengthscales have the prior of Hvarfner, Hellsten & Nardi,
+"Vanilla Bayesian optimization performs great in high dimensions", ICML 2024, eq. 5, which grows with the root of the dimension.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxhpo.core import Array, CubeSpec, pytree_dataclass, setting
+from jaxhpo.core import CubeSpec, pytree_dataclass
 from jaxhpo.surrogates.kernels import KernelParams
 from jaxhpo.surrogates.outputs import standardised
 from jaxhpo.surrogates.quasi_newton import minimise_in_box
@@ -66,14 +65,14 @@ class Model:
         """P, the number of parameters."""
         return self.spec.num_dims * (3 if self.input_warping else 1) + _SMALL
 
-    def unpack(self, theta: Array) -> tuple[GPParams, Array]:
+    def unpack(self, theta: jax.Array) -> tuple[GPParams, jax.Array]:
         """Parameters and power from a vector ``[P]``."""
         dims = self.spec.num_dims
         signal, noise, mean, power = theta[dims : dims + _SMALL]
         warp = theta[dims + _SMALL :].reshape(2, dims) if self.input_warping else None
         return GPParams(KernelParams(theta[:dims], signal, warp), noise, mean), power
 
-    def targets(self, theta: Array, v: Array, mask: Array) -> tuple[Array, Array | float]:
+    def targets(self, theta: jax.Array, v: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array | float]:
         """``z [N]`` and the log Jacobian of its warp, from ``v [N]``."""
         return standardised(v, mask, self.unpack(theta)[1]) if self.output_warping else (v, 0.0)
 
@@ -107,7 +106,9 @@ class Model:
         return lower, upper
 
 
-def negative_log_posterior(model: Model, priors: Priors, theta: Array, x: Array, v: Array, mask: Array) -> jax.Array:
+def negative_log_posterior(
+    model: Model, priors: Priors, theta: jax.Array, x: jax.Array, v: jax.Array, mask: jax.Array
+) -> jax.Array:
     """What a fit minimises, ``f[]``; ``v [N]`` as made by :func:`jaxhpo.surrogates.outputs.excess`."""
     params, _ = model.unpack(theta)
     z, log_jacobian = model.targets(theta, v, mask)
@@ -118,7 +119,7 @@ def negative_log_posterior(model: Model, priors: Priors, theta: Array, x: Array,
 
 
 def fit(
-    model: Model, priors: Priors, starts: Array, x: Array, v: Array, mask: Array, num_steps: int
+    model: Model, priors: Priors, starts: jax.Array, x: jax.Array, v: jax.Array, mask: jax.Array, num_steps: jax.Array | int
 ) -> jax.Array:
     """The best parameters ``[P]`` found from ``starts [S, P]`` in ``num_steps`` evaluations each."""
     value_and_grad = jax.vmap(jax.value_and_grad(lambda theta: negative_log_posterior(model, priors, theta, x, v, mask)))

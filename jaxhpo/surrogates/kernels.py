@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxhpo.core import Array, CubeSpec, pytree_dataclass
+from jaxhpo.core import CubeSpec, pytree_dataclass
 
 KERNELS = ("matern52", "rbf")
 
@@ -45,12 +45,12 @@ class KernelParams:
         input_warp: ``f[2, D]``, log of the exponents of :func:`kumaraswamy`, or None for no warping.
     """
 
-    log_lengthscale: Array
-    log_signal: Array
-    input_warp: Array | None = None
+    log_lengthscale: jax.Array
+    log_signal: jax.Array
+    input_warp: jax.Array | None = None
 
 
-def inputs_of(spec: CubeSpec, cube: Array) -> jax.Array:
+def inputs_of(spec: CubeSpec, cube: jax.Array) -> jax.Array:
     """Cube coordinates as inputs of a kernel, ``[..., D]``; differentiable in floats."""
     if spec.is_float.all():
         return jnp.asarray(cube)
@@ -60,33 +60,33 @@ def inputs_of(spec: CubeSpec, cube: Array) -> jax.Array:
 
 
 @jax.custom_jvp
-def matern52(r2: Array) -> jax.Array:
+def matern52(r2: jax.Array) -> jax.Array:
     """Matern-5/2 correlation of a squared scaled distance (RW eq. 4.17); differentiable at 0."""
     r = _SQRT5 * jnp.sqrt(r2)
     return (1.0 + r + r * r / 3.0) * jnp.exp(-r)
 
 
 @matern52.defjvp
-def _matern52_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[jax.Array, jax.Array]:
+def _matern52_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     (r2,), (dot,) = primals, tangents
     r = _SQRT5 * jnp.sqrt(r2)
     decay = jnp.exp(-r)
     return (1.0 + r + r * r / 3.0) * decay, -5.0 / 6.0 * (1.0 + r) * decay * dot
 
 
-def rbf(r2: Array) -> jax.Array:
+def rbf(r2: jax.Array) -> jax.Array:
     """Squared exponential correlation of a squared scaled distance (RW eq. 4.9)."""
     return jnp.exp(-0.5 * r2)
 
 
-def kumaraswamy(log_exponents: Array, x: Array) -> jax.Array:
+def kumaraswamy(log_exponents: jax.Array, x: jax.Array) -> jax.Array:
     """``1 - (1 - x^p)^q``, a monotone map of [0, 1] onto itself, ``[..., D]``; Snoek et al., ICML 2014, use a Beta CDF."""
     p, q = jnp.exp(log_exponents)
     inner = jnp.power(jnp.clip(x, _EDGE, 1.0 - _EDGE), p)
     return 1.0 - jnp.power(jnp.clip(1.0 - inner, _EDGE), q)
 
 
-def covariance(params: KernelParams, spec: CubeSpec, kernel: str, x: Array, other: Array) -> jax.Array:
+def covariance(params: KernelParams, spec: CubeSpec, kernel: str, x: jax.Array, other: jax.Array) -> jax.Array:
     """Covariance of the signal between inputs ``[M, D]`` and ``[N, D]``, as ``[M, N]``."""
     if params.input_warp is not None:
         warps = spec.is_float
@@ -95,7 +95,7 @@ def covariance(params: KernelParams, spec: CubeSpec, kernel: str, x: Array, othe
     inverse = jnp.exp(-params.log_lengthscale)
     ordered, choices = np.flatnonzero(~spec.is_choice), np.flatnonzero(spec.is_choice)
     exponent = params.log_signal
-    correlation: Array | float = 1.0
+    correlation: jax.Array | float = 1.0
     if ordered.size:
         scaled, scaled_other = x[:, ordered] * inverse[ordered], other[:, ordered] * inverse[ordered]
         r2 = ((scaled[:, None, :] - scaled_other[None, :, :]) ** 2).sum(-1)

@@ -2,8 +2,9 @@
 
 A kernel matrix of n observations is factored hundreds of times inside a study, often many side by side under ``vmap``. Calls
 of LAPACK that run at the same time inside nested loops of one program were seen to wait for each other for ever (jaxlib 0.10
-on CPUs, with one or several BLAS threads); and their solves are slow on accelerators. Here all is products of blocks and one short
-loop over the columns of a diagonal block. Pivots have a floor, so that a factor is always finite.
+on CPUs, with one or several BLAS threads); and their solves are slow on accelerators. Here all is products of blocks and one
+short loop over the columns of a diagonal block. Pivots have a floor and entries a bound, so that a factor is always finite; it
+is meaningful where the matrix has about ``N eps`` times its scale added to its diagonal (:func:`rounding`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
-from jaxhpo.core import Array, pytree_dataclass
+from jaxhpo.core import pytree_dataclass
 
 _WIDTH, _MOST_BLOCKS = 32, 8  # least width of a diagonal block, greatest number of them
 
@@ -27,8 +29,13 @@ class Factor:
         inverses: ``[N / W, W, W]``, inverses of its diagonal blocks.
     """
 
-    lower: Array
-    inverses: Array
+    lower: jax.Array
+    inverses: jax.Array
+
+
+def rounding(size: int, dtype: DTypeLike) -> float:
+    """What keeps a covariance matrix ``[N, N]`` of variance 1 positive definite as rounded, added to its diagonal."""
+    return size * float(jnp.finfo(dtype).eps)
 
 
 def _width(size: int) -> int:
@@ -36,15 +43,17 @@ def _width(size: int) -> int:
     return width if size % width == 0 else size
 
 
-def _factor_block(block: Array, floor: Array) -> tuple[jax.Array, jax.Array]:
+def _factor_block(block: jax.Array, floor: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Factor and its inverse of a symmetric block ``[W, W]``, column by column (Golub & Van Loan, algorithm 4.2.2)."""
     rows = np.arange(block.shape[0])
 
-    def column(k: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def column(k: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         left, lower, inverse = carry
         at = rows == k
         pivot = jnp.sqrt(jnp.maximum(left[k, k], floor))
-        below = jnp.where(rows > k, left[:, k], 0.0) / pivot
+        # In exact arithmetic no entry exceeds the root of what is left of its row's diagonal (Cauchy-Schwarz).
+        most = jnp.sqrt(jnp.maximum(jnp.diagonal(left), 0.0))
+        below = jnp.where((rows > k) & (left[k, k] > floor), jnp.clip(left[:, k] / pivot, -most, most), 0.0)
         row = inverse[k] / pivot
         return (
             left - below[:, None] * below[None, :],
@@ -57,10 +66,11 @@ def _factor_block(block: Array, floor: Array) -> tuple[jax.Array, jax.Array]:
     return lower, inverse
 
 
-def cholesky(matrix: Array) -> Factor:
+def cholesky(matrix: jax.Array) -> Factor:
     """The factor of a symmetric matrix ``[N, N]`` that is positive definite up to rounding.
 
-    A pivot below ``8 eps`` times the largest diagonal entry is raised to that, as if jitter were added where it is needed.
+    A pivot below ``8 eps`` times the largest diagonal entry is raised to that, and the column below it left out; no row of L
+    becomes longer than the root of its diagonal entry, which rounding errors would else blow up.
     """
     size = matrix.shape[0]
     width = _width(size)
@@ -70,13 +80,15 @@ def cholesky(matrix: Array) -> Factor:
         for start in range(0, size, width):
             lower, inverse = _factor_block(left[:width, :width], floor)
             panel = left[width:, :width] @ inverse.T
+            squares, most = (panel * panel).sum(1), jnp.maximum(jnp.diagonal(left)[width:], 0.0)
+            panel *= jnp.sqrt(jnp.where(squares > most, most / jnp.where(squares > most, squares, 1.0), 1.0))[:, None]
             left = left[width:, width:] - panel @ panel.T
             columns.append(jnp.concatenate([jnp.zeros((start, width), matrix.dtype), lower, panel]))
             inverses.append(inverse)
     return Factor(jnp.concatenate(columns, axis=1), jnp.stack(inverses))
 
 
-def solve_lower(factor: Factor, right: Array) -> jax.Array:
+def solve_lower(factor: Factor, right: jax.Array) -> jax.Array:
     """``L^-1 right`` for ``[N, M]`` or ``[N]``. Far more accurate than a product with the whole inverse."""
     width = factor.inverses.shape[-1]
     with jax.default_matmul_precision("highest"):
@@ -88,7 +100,7 @@ def solve_lower(factor: Factor, right: Array) -> jax.Array:
     return solved
 
 
-def solve_upper(factor: Factor, right: Array) -> jax.Array:
+def solve_upper(factor: Factor, right: jax.Array) -> jax.Array:
     """``L^-T right`` for ``[N, M]`` or ``[N]``."""
     width, blocks = factor.inverses.shape[-1], factor.inverses.shape[0]
     with jax.default_matmul_precision("highest"):
@@ -107,8 +119,9 @@ def inverse(factor: Factor) -> jax.Array:
         return whole.T @ whole
 
 
-def with_row(factor: Factor, row: Array, values: Array) -> Factor:
-    """The factor with its row ``i32[]`` replaced by ``values [N]``, which end at the diagonal."""
+def with_row(factor: Factor, row: jax.Array, values: jax.Array) -> Factor:
+    """The factor with its row ``i32[]`` replaced by ``values [N]``, which end at the diagonal; below it L must be the
+    identity."""
     width = factor.inverses.shape[-1]
     lower = factor.lower.at[row].set(values)
     # Within its block the inverse of the new row is (e_row - l X) / pivot, with X the inverse of the rows above.

@@ -5,19 +5,19 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxhpo.core import Array
-
+_LARGEST = 1e37  # losses beyond count as this: their differences would overflow
 _HIGHEST = 1e4  # winsorised beyond: this many times as far from the best as the median
 
 
-def masked_quantile(values: Array, mask: Array, share: float) -> jax.Array:
+def masked_quantile(values: jax.Array, mask: jax.Array, share: float) -> jax.Array:
     """The value at ``share`` (0 to 1) of the masked ones in order, the lower of two; inf where there are none."""
     ordered = jnp.sort(jnp.where(mask, values, jnp.inf))
     return ordered[jnp.floor(share * jnp.maximum(mask.sum() - 1, 0)).astype(jnp.int32)]
 
 
-def excess(loss: Array, mask: Array) -> jax.Array:
+def excess(loss: jax.Array, mask: jax.Array) -> jax.Array:
     """How far losses ``[N]`` lie above the best, in units of the median's distance, winsorised; 0 where masked out."""
+    loss = jnp.clip(loss, -_LARGEST, _LARGEST)
     best, median = masked_quantile(loss, mask, 0.0), masked_quantile(loss, mask, 0.5)
     highest = jnp.max(jnp.where(mask, loss, -jnp.inf))
     scale = jnp.where(median > best, median - best, highest - best)
@@ -25,7 +25,7 @@ def excess(loss: Array, mask: Array) -> jax.Array:
     return jnp.where(mask, jnp.clip((loss - best) / scale, 0.0, _HIGHEST), 0.0)
 
 
-def power_warp(v: Array, power: Array) -> tuple[jax.Array, jax.Array]:
+def power_warp(v: jax.Array, power: jax.Array) -> tuple[jax.Array, jax.Array]:
     """``((1 + v)^power - 1) / power`` (Box & Cox 1964, eq. 2) and the log of its slope; the logarithm at power 0."""
     w = jnp.log1p(v)
     exponent = power * w
@@ -34,7 +34,7 @@ def power_warp(v: Array, power: Array) -> tuple[jax.Array, jax.Array]:
     return w * ratio, (power - 1.0) * w
 
 
-def standardised(v: Array, mask: Array, power: Array) -> tuple[jax.Array, jax.Array]:
+def standardised(v: jax.Array, mask: jax.Array, power: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Warped and standardised losses ``z [N]``, 0 where masked out, and ``log |dz / dv|`` summed over the observed."""
     count = jnp.maximum(mask.sum(), 1)
     t, log_slope = power_warp(v, power)

@@ -14,8 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxhpo.core import Array
-
 _ARMIJO = 1e-4
 _SHRINK = 0.25
 
@@ -29,16 +27,16 @@ class _State(NamedTuple):
     moved: jax.Array  # bool[S], whether the inverse has been scaled
 
 
-def _free(x: Array, grad: Array, lower: Array, upper: Array) -> jax.Array:
+def _free(x: jax.Array, grad: jax.Array, lower: jax.Array, upper: jax.Array) -> jax.Array:
     return ~(((x <= lower) & (grad > 0)) | ((x >= upper) & (grad < 0)))
 
 
 def minimise_in_box(
-    value_and_grad: Callable[[Array], tuple[Array, Array]],
-    start: Array,
-    lower: Array,
-    upper: Array,
-    num_steps: int,
+    value_and_grad: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    start: jax.Array,
+    lower: jax.Array,
+    upper: jax.Array,
+    num_steps: jax.Array | int,
     first_step: float = 0.1,
 ) -> tuple[jax.Array, jax.Array]:
     """Local minima from every start.
@@ -57,7 +55,7 @@ def minimise_in_box(
     eye = jnp.broadcast_to(jnp.eye(size, dtype=start.dtype), (num_starts, size, size))
     tiny = float(jnp.finfo(start.dtype).tiny)
 
-    def one(_: Array, state: _State) -> _State:
+    def one(_: jax.Array, state: _State) -> _State:
         free = _free(state.x, state.grad, lower, upper)
         grad = jnp.where(free, state.grad, 0.0)
         newton = -jnp.where(free, jnp.einsum("sij,sj->si", state.inverse, grad), 0.0)
@@ -69,7 +67,8 @@ def minimise_in_box(
         move = trial - state.x
         sound = jnp.isfinite(value) & jnp.isfinite(new_grad).all(1)
         accept = sound & (value <= state.value + _ARMIJO * jnp.minimum((grad * move).sum(1), 0.0)) & (move != 0).any(1)
-        change = jnp.where(accept[:, None], new_grad - state.grad, 0.0)
+        # Of the coordinates that moved alone: the inverse is that of the function with the others held.
+        change = jnp.where(accept[:, None] & (move != 0), new_grad - state.grad, 0.0)
         inverse, updated = _bfgs(state.inverse, jnp.where(accept[:, None], move, 0.0), change, state.moved)
         # Steps that shrank to nothing begin again from the steepest descent.
         stuck = ~accept & (state.step < 1e-6)
@@ -96,7 +95,7 @@ def minimise_in_box(
     return state.x, state.value
 
 
-def _bfgs(inverse: Array, move: Array, change: Array, moved: Array) -> tuple[jax.Array, jax.Array]:
+def _bfgs(inverse: jax.Array, move: jax.Array, change: jax.Array, moved: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The inverse Hessian after a step (Nocedal & Wright 2006, eq. 6.17), first scaled by eq. 6.20; and where it holds."""
     curvature = (move * change).sum(1)
     eps = float(jnp.finfo(move.dtype).eps)

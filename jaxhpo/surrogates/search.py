@@ -8,25 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxhpo.core import Array, CubeSpec
+from jaxhpo.core import CubeSpec
 from jaxhpo.surrogates.quasi_newton import minimise_in_box
 
-Score = Callable[[Array], Array]
+Score = Callable[[jax.Array], jax.Array]
 
 
 _MOVES = 3  # turns of single moves of integers and choices, each followed by an ascent of the floats
 
 
 def spread_points(key: jax.Array, num_points: int, num_dims: int) -> jax.Array:
-    """Points ``[M, D]`` that fill the cube evenly: a Kronecker sequence of generalised golden ratios, randomly shifted."""
-    ratio = 2.0
-    for _ in range(60):
-        ratio = (1.0 + ratio) ** (1.0 / (num_dims + 1))
-    steps = (np.arange(num_points)[:, None] * ratio ** -np.arange(1.0, num_dims + 1)) % 1.0
-    return (steps.astype(np.float32) + jax.random.uniform(key, (num_dims,), jnp.float32)) % 1.0
+    """Points ``[M, D]`` of a Latin hypercube: one in each of M equal intervals of every dimension (McKay et al. 1979)."""
+    key_order, key_place = jax.random.split(key)
+    order = jnp.argsort(jax.random.uniform(key_order, (num_points, num_dims), jnp.float32), axis=0)
+    return (order + jax.random.uniform(key_place, (num_points, num_dims), jnp.float32)) / num_points
 
 
-def neighbours(key: jax.Array, spec: CubeSpec, centres: Array, lower: Array, upper: Array) -> jax.Array:
+def neighbours(key: jax.Array, spec: CubeSpec, centres: jax.Array, lower: jax.Array, upper: jax.Array) -> jax.Array:
     """A point near each of ``centres [M, D]``: some dimensions moved by steps of many lengths, some levels redrawn."""
     points, dims = centres.shape
     keys = jax.random.split(key, 5)
@@ -58,7 +56,7 @@ def _others(spec: CubeSpec) -> tuple[np.ndarray, np.ndarray]:
     return table[:, 0], table[:, 1]
 
 
-def single_moves(spec: CubeSpec, points: Array, lower: Array, upper: Array) -> jax.Array:
+def single_moves(spec: CubeSpec, points: jax.Array, lower: jax.Array, upper: jax.Array) -> jax.Array:
     """Points ``[S, D]`` after each move of one integer (by 1, 2, 5 or 15 levels) or one choice; ``[S, C, D]``."""
     dim, shift = _others(spec)
     level = spec.level_of(points)[:, dim] + shift
@@ -70,19 +68,18 @@ def single_moves(spec: CubeSpec, points: Array, lower: Array, upper: Array) -> j
 
 
 def pool_of(
-    key: jax.Array, spec: CubeSpec, centres: Array, lower: Array, upper: Array, num_candidates: int
+    key: jax.Array, spec: CubeSpec, centres: jax.Array, lower: jax.Array, upper: jax.Array, num_candidates: int
 ) -> jax.Array:
     """Candidates ``[M, D]`` on their levels: the first half over the box, the second around ``centres [E, D]``."""
-    key_spread, key_near, key_bound = jax.random.split(key, 3)
+    key_spread, key_near = jax.random.split(key)
     half = num_candidates // 2
     wide = lower + (upper - lower) * spread_points(key_spread, half, spec.num_dims)
     near = neighbours(key_near, spec, jnp.tile(centres, (-(-half // centres.shape[0]), 1))[:half], lower, upper)
-    del key_bound
-    return spec.snap(jnp.concatenate([wide, near]))
+    return jnp.asarray(spec.snap(jnp.concatenate([wide, near])))
 
 
 def maximise(
-    score: Score, pool: Array, spec: CubeSpec, lower: Array, upper: Array, num_starts: int = 8, num_steps: int = 24
+    score: Score, pool: jax.Array, spec: CubeSpec, lower: jax.Array, upper: jax.Array, num_starts: int = 8, num_steps: int = 24
 ) -> tuple[jax.Array, jax.Array]:
     """The best point ``[D]`` found from a pool ``[M, D]``, and its score.
 
@@ -100,9 +97,9 @@ def maximise(
     ])  # fmt: skip
     floats = np.flatnonzero(spec.is_float)
 
-    def ascend(points: Array, num_steps: int) -> tuple[jax.Array, jax.Array]:
-        def value_and_grad(part: Array) -> tuple[jax.Array, jax.Array]:
-            def total(part: Array) -> tuple[jax.Array, jax.Array]:
+    def ascend(points: jax.Array, num_steps: int) -> tuple[jax.Array, jax.Array]:
+        def value_and_grad(part: jax.Array) -> tuple[jax.Array, jax.Array]:
+            def total(part: jax.Array) -> tuple[jax.Array, jax.Array]:
                 values = -score(points.at[:, floats].set(part))
                 return values.sum(), values
 
@@ -112,7 +109,7 @@ def maximise(
         part, negated = minimise_in_box(value_and_grad, points[:, floats], lower[floats], upper[floats], num_steps)
         return points.at[:, floats].set(part), -negated
 
-    def turn(_: Array, carry: tuple[Array, Array]) -> tuple[jax.Array, jax.Array]:
+    def turn(_: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         points, _ = carry
         moved = jnp.concatenate([points[:, None, :], single_moves(spec, points, lower, upper)], axis=1)
         values = score(moved.reshape(-1, spec.num_dims)).reshape(moved.shape[:2])

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxhpo.core import Array, pytree_dataclass
+from jaxhpo.core import pytree_dataclass
 
-_SAFE_SHARE = 0.25  # of the rows, the best, are never given up
+_SAFE_SHARE = 0.25  # of the rows of this life, the best, are never given up
 
 
 @pytree_dataclass
@@ -62,7 +62,7 @@ def enlarged(table: Table, num_rows: int) -> Table:
     return jax.tree.map(grow, table)
 
 
-def observe(table: Table, cube: Array, loss: Array, epoch: Array, done: Array, reserve: int) -> Table:
+def observe(table: Table, cube: jax.Array, loss: jax.Array, epoch: jax.Array, done: jax.Array, reserve: int) -> Table:
     """The table with the lanes that are done, ``[B, D]`` and ``[B]``, at its end.
 
     Where fewer than ``reserve`` rows would stay free, the most redundant ones make room: see :func:`redundancy`.
@@ -83,18 +83,17 @@ def redundancy(table: Table) -> jax.Array:
     """How little the model loses with a row, ``f32[N]``, highest first to go.
 
     First the rows of earlier lives, then by the distance to the nearest row with a lower loss: what lies close to something
-    better says little that is new, and local minima are far from anything better. The best quarter stays.
+    better says little that is new, and local minima are far from anything better. The best quarter of this life's stays.
     """
-    loss = jnp.where(table.used, table.loss, jnp.inf)
-    rank = jnp.argsort(jnp.argsort(loss))
+    stale = table.epoch < jnp.max(jnp.where(table.used, table.epoch, 0))
+    rank = jnp.argsort(jnp.argsort(jnp.where(table.used & ~stale, table.loss, jnp.inf)))
     gaps = ((table.cube[:, None, :] - table.cube[None, :, :]) ** 2).sum(-1)
     nearest = jnp.min(jnp.where(rank[None, :] < rank[:, None], gaps, jnp.inf), axis=1)
-    stale = table.epoch < jnp.max(jnp.where(table.used, table.epoch, 0))
-    worth = jnp.where(rank < _SAFE_SHARE * table.count, jnp.inf, nearest)
+    worth = jnp.where(rank < _SAFE_SHARE * (table.used & ~stale).sum(), jnp.inf, nearest)
     return jnp.where(table.used, jnp.where(stale, 1.0, -worth), -jnp.inf)
 
 
-def _without(table: Table, surplus: Array) -> Table:
+def _without(table: Table, surplus: jax.Array) -> Table:
     """The ``surplus`` most redundant rows taken out, the others closed up in their order."""
     order = jnp.argsort(-redundancy(table))
     gone = jnp.zeros(order.shape, bool).at[order].set(jnp.arange(order.size) < surplus)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxhpo.core import Array, CubeSpec, pytree_dataclass
+from jaxhpo.core import CubeSpec, pytree_dataclass
 
 FIRST, GREATEST, LEAST = 0.8, 1.6, 2.0**-7  # sides of the box, in units of the cube
 _SUCCESSES = 3  # updates in a row before it grows
@@ -41,7 +41,9 @@ def first_region() -> Region:
     return Region(jnp.float32(FIRST), jnp.float32(jnp.inf), zero, zero, zero)
 
 
-def moved_region(region: Region, loss: Array, done: Array, counts: Array, num_dims: int) -> tuple[Region, jax.Array]:
+def moved_region(
+    region: Region, loss: jax.Array, done: jax.Array, counts: jax.Array, num_dims: int
+) -> tuple[Region, jax.Array]:
     """The region after the losses ``f32[B]`` of the lanes that are done, and whether it starts a new life.
 
     ``counts`` is False as long as trials belong to the initial design, which neither succeeds nor fails.
@@ -53,7 +55,9 @@ def moved_region(region: Region, loss: Array, done: Array, counts: Array, num_di
     successes = jnp.where(counted, jnp.where(success, region.successes + 1, 0), region.successes)
     failures = jnp.where(counted, jnp.where(success, 0, region.failures + done.sum(dtype=jnp.int32)), region.failures)
     grows, shrinks = successes >= _SUCCESSES, failures >= max(4, num_dims)
-    length = jnp.where(grows, jnp.minimum(2.0 * region.length, GREATEST), jnp.where(shrinks, region.length / 2.0, region.length))
+    length = jnp.where(
+        grows, jnp.minimum(2.0 * region.length, GREATEST), jnp.where(shrinks, region.length / 2.0, region.length)
+    )
     ends = length < LEAST
     moved = Region(
         jnp.where(ends, FIRST, length),
@@ -65,7 +69,7 @@ def moved_region(region: Region, loss: Array, done: Array, counts: Array, num_di
     return moved, ends
 
 
-def box_of(region: Region, spec: CubeSpec, centre: Array, log_lengthscale: Array) -> tuple[jax.Array, jax.Array]:
+def box_of(region: Region, spec: CubeSpec, centre: jax.Array, log_lengthscale: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Bounds ``[D]`` of the box around ``centre [D]``, its sides in proportion to the lengthscales; choices are free."""
     relative = jnp.exp(log_lengthscale - jnp.mean(log_lengthscale, where=~spec.is_choice))
     side = 0.5 * region.length * jnp.clip(relative, 0.1, 10.0)

@@ -14,8 +14,8 @@ from jaxhpo.surrogates.regression import log_likelihood
 MODEL = Model(CubeSpec.floats(2))
 SIGNAL, NOISE, MEAN, POWER = range(2, 6)
 PRIORS = Priors(
-    log_lengthscale=(1.4, 1.7), log_signal=(1.0, 1.5), log_noise=(-8.0, 3.0), mean=(0.0, 1.0), power=(0.5, 0.5), log_warp=(0.0, 0.3),
-    noise_floor=1e-6,
+    log_lengthscale=(1.4, 1.7), log_signal=(1.0, 1.5), log_noise=(-8.0, 3.0), mean=(0.0, 1.0), power=(0.5, 0.5),
+    log_warp=(0.0, 0.3), noise_floor=1e-6,
 )  # fmt: skip
 PADDED = np.arange(32) < 30
 

@@ -87,6 +87,7 @@ def test_scales_six_orders_apart(dtype):
     function = lambda x: (weight * (jnp.cosh(x - centre) - 1.0)).sum(-1)
     with jax.enable_x64(dtype == np.float64):
         x, value = jax.jit(lambda start: minimise_in_box(batched(function), start, 0.0, 1.0, 60))(np.full((1, 3), 0.5, dtype))
+    x, value = np.asarray(x), np.asarray(value)
     np.testing.assert_allclose(x[0], centre, atol=1e-5 if dtype == np.float64 else 0.02)
     assert value[0] < (1e-9 if dtype == np.float64 else 1e-6)
 

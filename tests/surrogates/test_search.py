@@ -5,23 +5,22 @@ import pytest
 from scipy.stats import qmc
 
 from jaxhpo.core import CubeSpec, Kind, Run
-from jaxhpo.surrogates.search import SearchSettings, maximise, neighbours, pool_of, single_moves, spread_points
+from jaxhpo.surrogates.search import maximise, neighbours, pool_of, single_moves, spread_points
 
 FLOATS = CubeSpec.floats(3)
 LEVELS = CubeSpec((Run(Kind.INT, 40), Run(Kind.INT, 20, log_low=2), Run(Kind.CHOICE, 5), Run(Kind.CHOICE, 30)))
 MIXED = CubeSpec((Run(Kind.FLOAT, count=2), Run(Kind.INT, 40), Run(Kind.CHOICE, 5), Run(Kind.FLOAT)))
-SETTINGS = SearchSettings(num_candidates=64, num_starts=4, num_steps=24, num_moves=2)
 
 
-def searched(spec, score, settings=SETTINGS):
+def searched(spec, score, num_candidates=64, **settings):
     """The best of a search around the middle of the cube, jitted."""
     lower, upper = np.zeros(spec.num_dims, np.float32), np.ones(spec.num_dims, np.float32)
     centres = jnp.asarray(spec.snap(jnp.full((2, spec.num_dims), 0.5, jnp.float32)))
 
     @jax.jit
     def run(key):
-        pool = pool_of(key, spec, centres, lower, upper, settings.num_candidates)
-        return pool, *maximise(score, pool, spec, lower, upper, settings)
+        pool = pool_of(key, spec, centres, lower, upper, num_candidates)
+        return pool, *maximise(score, pool, spec, lower, upper, **settings)
 
     pool, point, value = run(jax.random.key(0))
     np.testing.assert_allclose(value, score(point[None])[0], rtol=1e-5, atol=1e-6)
@@ -39,9 +38,8 @@ def search_floats(key, slope, curvature, top, height, wall, lower, upper):
         second = height - 40.0 * ((x - top[1]) ** 2).sum(-1)
         return jnp.where(x[:, 0] > wall, jnp.nan, jnp.logaddexp(first, second))
 
-    settings = SearchSettings(num_starts=4)
     pool = pool_of(key, FLOATS, jnp.full((2, 3), 0.5), lower, upper, 512)
-    return pool, score(pool), *maximise(score, pool, FLOATS, lower, upper, settings)
+    return pool, score(pool), *maximise(score, pool, FLOATS, lower, upper, num_starts=4)
 
 
 def searched_floats(slope=(0, 0, 0), curvature=0.0, top=((0, 0, 0), (0, 0, 0)), height=-1e30, wall=2.0, box=(0, 1), key=0):
@@ -90,8 +88,7 @@ def test_integers_and_choices_reach_their_best_levels():
         off = jnp.where(LEVELS.is_choice, level != best, jnp.abs(level - best) / 10.0)
         return -off.sum(-1).astype(jnp.float32)
 
-    settings = SearchSettings(num_candidates=256, num_starts=6, num_moves=4)
-    point = searched(LEVELS, score, settings=settings)
+    point = searched(LEVELS, score, num_candidates=256)
     level = np.asarray(LEVELS.level_of(point))
     np.testing.assert_array_equal(level[:3], best[:3])
     assert point.dtype == np.float32
