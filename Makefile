@@ -53,12 +53,15 @@ bench: .venv/test.ok
 	.venv/bin/python -m experiments.quickstart
 	.venv/bin/python -m experiments.nan_cliff
 	.venv/bin/python -m experiments.crash
+	.venv/bin/python -m experiments.bayes
 
 .venv/peers.ok: .venv/test.ok
 	$(call install,$(PY),.venv,dev$(,)peers)
 
 peers: .venv/peers.ok
 	.venv/bin/python -m experiments.peers_pso --speed
+	.venv/bin/python -m experiments.peers_bayes --cells runs/peers_bayes
+	.venv/bin/python -m experiments.peers_bayes --speed
 
 clean:
 	rm -rf .venv .venv-newest .cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

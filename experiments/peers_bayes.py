@@ -234,9 +234,11 @@ def our_start(optimizer: Any, init: Any, key: Any, spec: Any, evaluations: int) 
     import jax
     import jax.numpy as jnp
 
+    from jaxhpo.study.room import with_room
+
     kind = jnp.zeros(()).dtype
     state = jax.tree.map(lambda x: x.astype(kind) if jnp.issubdtype(x.dtype, jnp.floating) else x, init(key, spec))
-    return optimizer.resized(state, evaluations) if hasattr(optimizer, "resized") else state
+    return with_room(optimizer, state, evaluations)
 
 
 def run_ours(name: str, objective: Objective, evaluations: int) -> None:

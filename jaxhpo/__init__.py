@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from jaxhpo import analysis, benchmarks, optimizers, space, study, surrogates, tasks
     from jaxhpo.core import FULL, CubeSpec, Feedback, Kind, Optimizer, Query, problems_of, pytree_dataclass, setting
     from jaxhpo.errors import JaxhpoError
-    from jaxhpo.optimizers import PSO, BayesOpt, GridSearch, LocalSearch, RandomSearch, SobolSearch
+    from jaxhpo.optimizers import PSO, TPE, BayesOpt, GridSearch, LocalSearch, RandomSearch, SobolSearch
     from jaxhpo.space import Bool, Choice, Float, Int, Space
     from jaxhpo.study import Progress, Result, Study, confirm, maximize, minimize, prepare_jax, pure_study, run_study
     from jaxhpo.tasks import HostFunction, Task, Training
@@ -22,7 +22,7 @@ _HOMES = {
         ("FULL", "CubeSpec", "Feedback", "Kind", "Optimizer", "Query", "problems_of", "pytree_dataclass", "setting"), "core"
     ),
     "JaxhpoError": "errors",
-    **dict.fromkeys(("BayesOpt", "GridSearch", "LocalSearch", "PSO", "RandomSearch", "SobolSearch"), "optimizers"),
+    **dict.fromkeys(("BayesOpt", "GridSearch", "LocalSearch", "PSO", "RandomSearch", "SobolSearch", "TPE"), "optimizers"),
     **dict.fromkeys(("Bool", "Choice", "Float", "Int", "Space"), "space"),
     **dict.fromkeys(
         ("Progress", "Result", "Study", "confirm", "maximize", "minimize", "prepare_jax", "pure_study", "run_study"), "study"
@@ -33,6 +33,7 @@ _HOMES = {
 __all__ = [
     "FULL",
     "PSO",
+    "TPE",
     "BayesOpt",
     "Bool",
     "Choice",

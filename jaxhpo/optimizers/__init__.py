@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jaxhpo.optimizers.pso import PSO
     from jaxhpo.optimizers.random import RandomSearch
     from jaxhpo.optimizers.sobol import SobolSearch
+    from jaxhpo.optimizers.tpe import TPE
 
     OPTIMIZERS: dict[str, type]
 
@@ -20,6 +21,7 @@ __all__ = [
     "ENTRIES",
     "OPTIMIZERS",
     "PSO",
+    "TPE",
     "BayesOpt",
     "Entry",
     "GridSearch",

@@ -32,6 +32,7 @@ ENTRIES: dict[str, Entry] = {
     "GridSearch": Entry("jaxhpo.optimizers.grid", "every combination of a few values for each dimension"),
     "LocalSearch": Entry("jaxhpo.optimizers.local", "greedy moves around the incumbent, step sizes by success, restarts"),
     "PSO": Entry("jaxhpo.optimizers.pso", "particle swarm for mixed spaces"),
+    "TPE": Entry("jaxhpo.optimizers.tpe", "multivariate Parzen estimators of good and bad trials: cheap, mixed spaces"),
     "BayesOpt": Entry(
         "jaxhpo.optimizers.gp",
         "Bayesian optimization with a Gaussian process: few, expensive trials",

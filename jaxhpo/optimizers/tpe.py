@@ -28,6 +28,7 @@ _LOG_ROOT = 0.5 * math.log(2.0 * math.pi)
 _TINY = 1e-37  # above the smallest normal float32: keeps logarithms finite
 _THIN = 0.02  # standard deviations; over a narrower interval the density is taken as flat
 _MOST_KERNELS = 100.0  # of which the lowest bandwidth takes notice
+_LANE_SHARE = 0.3  # of the good observations' mean bandwidth: how wide a lane under way is
 _LAST = np.iinfo(np.int32).max
 _COUNTED = 1 << 16  # points of a discrete space, up to which those not asked yet are listed
 
@@ -202,7 +203,7 @@ def untried(key: jax.Array, spec: CubeSpec, others: Array, used: Array) -> jax.A
 
 @pytree_dataclass
 class TPEState:
-    """State of :class:`TPE`. Its table of ``N`` observations may be enlarged by :meth:`TPE.resized`.
+    """State of :class:`TPE`. Its table of ``N`` observations may be enlarged by :meth:`TPE.enlarged`.
 
     Attributes:
         cube: ``f32[B, D]``, the proposals.
@@ -238,14 +239,15 @@ class TPE:
     in the same update, count as bad, with the mean bandwidth of the good. In spaces without floats no point is asked for
     again while there are others.
 
-    A table of fixed size holds the observations. Where it is full, new ones take the place of the oldest bad ones.
+    A table of fixed size holds the observations; between chunks it grows, up to ``max_capacity``. Where it is full, new ones take the place of the oldest bad ones.
 
     Attributes:
         num_lanes: B.
         num_initial: scrambled Sobol points before the densities are used.
         num_candidates: draws from ``l`` for each lane.
         max_good: good observations at most.
-        capacity: observations that the table holds, rounded up to a power of two.
+        capacity: observations that the first table holds, rounded up to a power of two.
+        max_capacity: observations beyond which it does not grow.
         quantile: share of good observations.
         prior_weight: weight of the uniform prior in ``l`` and ``g``, in observations.
         clip_good, clip_bad: factor on the lowest bandwidth, see :func:`bandwidths`.
@@ -256,6 +258,7 @@ class TPE:
     num_candidates: int = setting(64, static=True, low=1)
     max_good: int = setting(25, static=True, low=1)
     capacity: int = setting(128, static=True, low=4)
+    max_capacity: int = setting(1024, static=True, low=4)
     quantile: float = setting(0.1, low=0.0, high=0.5)
     prior_weight: float = setting(1.0, low=0.01)
     clip_good: float = setting(0.3, low=0.001)
@@ -299,10 +302,15 @@ class TPE:
         wanted = done & ~initial
         return lax.cond(wanted.any(), lambda: self._proposed(key, state, wanted), lambda: state)
 
-    def resized(self, state: TPEState, num_observations: int) -> TPEState:
-        """The state with room for that many observations; for the host, between updates."""
-        more = _power_of_two(num_observations) - state.loss.shape[0]
-        if more <= 0:
+    def holds(self, state: TPEState) -> int:
+        """Observations that the table holds; without limit once it is full-grown, for then it makes room."""
+        rows = state.loss.shape[0]
+        return rows if rows < self.max_capacity else np.iinfo(np.int32).max
+
+    def enlarged(self, state: TPEState) -> TPEState:
+        """The state with a table of twice the size, up to ``max_capacity``; for the host, between updates."""
+        more = state.loss.shape[0]
+        if more >= self.max_capacity:
             return state
         return dataclasses.replace(
             state,
@@ -364,7 +372,7 @@ class TPE:
         good, bad = self.densities(state)
         share = jnp.exp(good.log_weight)
         width = (share[:, None] * good.kernels.bandwidth).sum(0) / jnp.maximum(share.sum(), _TINY)
-        width = jnp.broadcast_to(jnp.where(share.sum() > 0, width, 1.0), state.cube.shape)
+        width = _LANE_SHARE * jnp.broadcast_to(jnp.where(share.sum() > 0, width, 1.0), state.cube.shape)
         one = jnp.broadcast_to(bad.log_prior - jnp.log(self.prior_weight), self.num_lanes)  # weight of an observation
 
         def refill(carry: tuple[Kernels, Array], number: Array) -> tuple[tuple[Kernels, Array], None]:
@@ -389,7 +397,7 @@ class TPE:
             point = lax.cond(wanted[number], found, lambda: lanes.centre[number])
             moved = kernels_at(spec, point[None], width[:1])
             lanes = jax.tree.map(lambda rows, row: rows.at[number].set(row[0]), lanes, moved)
-            return (lanes, occupied.at[number].set(True)), None
+            return (lanes, jnp.asarray(occupied).at[number].set(True)), None
 
         start = kernels_at(spec, state.cube, width), ~wanted
         (lanes, _), _ = lax.scan(refill, start, jnp.arange(self.num_lanes))

@@ -192,13 +192,15 @@ def test_a_full_table_keeps_the_best_and_the_newest_others():
     assert others[8] > order.size - 16
 
 
-def test_a_resized_state_proposes_the_same():
+def test_an_enlarged_state_proposes_the_same():
     tpe, rng = TPE(5, capacity=32), np.random.default_rng(2)
     small = init(tpe, jax.random.key(0), PLANE)
-    large = tpe.resized(small, 33)
+    large = tpe.enlarged(small)
     assert large.loss.shape == (64,)
-    assert tpe.resized(large, 64) is large
-    assert tpe.resized(large, 3) is large
+    assert (tpe.holds(small), tpe.holds(large)) == (32, 64)
+    full = TPE(5, capacity=32, max_capacity=64)
+    assert full.enlarged(large) is large
+    assert full.holds(large) > 10**6
     for number in range(6):
         loss = rng.normal(size=5)
         small, large = (told(tpe, state, state.cube, loss, number) for state in (small, large))
