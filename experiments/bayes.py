@@ -133,10 +133,8 @@ def long(num_trials: int = 3000) -> list[str]:
     )
     took = time.perf_counter() - began
     assert np.isfinite(result.trials["loss"]).all()
-    lines = [
-        f"{num_trials} trials in {took:.0f} s with compilation, best {result.best.loss - problem.optimum:.1e} above the optimum.",
-        "",
-    ]
+    regret = result.best.loss - problem.optimum
+    lines = [f"{num_trials} trials in {took:.0f} s with compilation, best {regret:.1e} above the optimum.", ""]
     lines += ["| observations | milliseconds a suggestion, batches of 8 |", "|---|---|"]
     trials, elapsed = np.array(seen).T
     for low, high in ((0, 100), (100, 250), (250, 500), (500, 1000), (1000, 2000), (2000, num_trials)):

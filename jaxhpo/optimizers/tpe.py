@@ -239,7 +239,8 @@ class TPE:
     in the same update, count as bad, with the mean bandwidth of the good. In spaces without floats no point is asked for
     again while there are others.
 
-    A table of fixed size holds the observations; between chunks it grows, up to ``max_capacity``. Where it is full, new ones take the place of the oldest bad ones.
+    A table of fixed size holds the observations; between chunks it grows, up to ``max_capacity``. Where it is full, new ones
+    take the place of the oldest bad ones.
 
     Attributes:
         num_lanes: B.

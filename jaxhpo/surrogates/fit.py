@@ -1,9 +1,9 @@
 """Hyperparameters of a Gaussian process by maximum a posteriori: priors, starts, and a warm start from the last fit.
 
 The power that warps the losses is one of them: its likelihood carries the Jacobian of the warp, as in Snelson, Rasmussen &
-Ghahramani, "Warped Gaussian processes", NeurIPS 2003, eq. 6. The prior of lengthscales grows with the root of the
-dimension, as in Hvarfner, Hellsten & Nardi, "Vanilla Bayesian optimization performs great in high dimensions", ICML 2024, eq. 5.
-Theirs is a density of l, whose mode lies at a log of ``sqrt(2) - 3``; ours, of log l, lies between that and their median.
+Ghahramani, "Warped Gaussian processes", NeurIPS 2003, eq. 6. The prior of lengthscales grows with the root of the dimension,
+as in Hvarfner, Hellsten & Nardi, "Vanilla Bayesian optimization performs great in high dimensions", ICML 2024, eq. 5. Theirs
+is a density of l, whose mode lies at a log of ``sqrt(2) - 3``; ours, of log l, has its mode between that and their median.
 """
 
 from __future__ import annotations
