@@ -23,7 +23,8 @@ of a failed trial Optuna's GP learns nothing, and it would propose nearly the sa
 
 A peer that is not installed drops out with one line on stderr. Every result is kept as one JSON file in ``--cells``; what is
 there is not run again, so that a stopped run goes on, and methods may be run by other commands and environments.
-The defaults of ours were chosen on the problems ``HELD_BACK`` alone, which are not reported.
+The problems ``HELD_BACK`` are for choosing defaults and are not reported; experiments/README.md says where ours owe anything
+to a reported one.
 """
 
 from __future__ import annotations
