@@ -1,5 +1,6 @@
 """Set up before JAX is imported: the CPU, four virtual devices, and a compile cache that outlives the run."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -18,3 +19,11 @@ def x64():
     """Double precision within one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_given_up():
+    """Every compiled program holds memory and memory mappings; Linux lets a process have 65,530 of those."""
+    yield
+    jax.clear_caches()
+    gc.collect()
