@@ -182,6 +182,78 @@ def cosine_mixture(num_dims: int, shift: Any = 0.0, low: float = -1.0, high: flo
     return _boxed("cosine_mixture", raw, 0.0, num_dims, low, high, shift, 0.0)
 
 
+def trid(num_dims: int) -> Problem:
+    """A bowl whose neighbouring dimensions pull apart, on a box of the squared dimension either way; not shifted."""
+
+    def raw(z: jax.Array) -> jax.Array:
+        return jnp.sum((z - 1.0) ** 2) - jnp.sum(z[1:] * z[:-1])
+
+    place = np.arange(1, num_dims + 1) * np.arange(num_dims, 0, -1)
+    optimum = -num_dims * (num_dims + 4) * (num_dims - 1) / 6.0
+    return _boxed("trid", raw, place, num_dims, -float(num_dims**2), float(num_dims**2), 0.0, optimum)
+
+
+def powell(num_dims: int, shift: Any = 0.0, low: float = -4.0, high: float = 5.0) -> Problem:
+    """A quartic that is singular at its minimum; groups of four dimensions."""
+    if num_dims < 4 or num_dims % 4:
+        raise ValueError(f"powell: num_dims must be a multiple of 4, not {num_dims}")
+
+    def raw(z: jax.Array) -> jax.Array:
+        a, b, c, d = z.reshape(-1, 4).T
+        return jnp.sum((a + 10.0 * b) ** 2 + 5.0 * (c - d) ** 2 + (b - 2.0 * c) ** 4 + 10.0 * (a - d) ** 4)
+
+    return _boxed("powell", raw, 0.0, num_dims, low, high, shift, 0.0)
+
+
+def alpine(num_dims: int, shift: Any = 0.0, low: float = -10.0, high: float = 10.0) -> Problem:
+    """Kinks at every local minimum, some of which are as low as the one at 0; separable."""
+    return _boxed("alpine", lambda z: jnp.sum(jnp.abs(z * jnp.sin(z) + 0.1 * z)), 0.0, num_dims, low, high, shift, 0.0)
+
+
+def _camel(x: jax.Array, y: jax.Array) -> jax.Array:
+    return (4.0 - 2.1 * x**2 + x**4 / 3.0) * x**2 + x * y + (-4.0 + 4.0 * y**2) * y**2
+
+
+_CAMEL = -1.031628453489877
+
+
+def six_hump_camel() -> Problem:
+    """Two dimensions, six minima, the lowest two equal."""
+
+    def loss(key: jax.Array, hparams: Any) -> jax.Array:
+        del key
+        return _camel(hparams["x"], hparams["y"])
+
+    best = {"x": np.float32(0.08984201), "y": np.float32(-0.7126564)}
+    return Problem("six_hump_camel", Space({"x": Float(-3.0, 3.0), "y": Float(-2.0, 2.0)}), loss, _CAMEL, best)
+
+
+def chosen_sums() -> Problem:
+    """Two choices each name one of three functions of the same two floats, an integer stretches one axis; the sum counts.
+
+    In the manner of func2C of Ru et al., "Bayesian optimisation over multiple continuous and categorical inputs", ICML 2020.
+    """
+
+    def loss(key: jax.Array, hparams: Any) -> jax.Array:
+        del key
+        x, y = hparams["x"], hparams["y"] * hparams["n"] / 4.0
+        rosenbrock = ((1.0 - x) ** 2 + 100.0 * (y - x**2) ** 2) / 300.0
+        beale = (1.5 - x + x * y) ** 2 + (2.25 - x + x * y**2) ** 2 + (2.625 - x + x * y**3) ** 2
+        values = jnp.stack([rosenbrock, _camel(x, y), beale / 50.0])
+        return values[hparams["c"]].sum() + 0.05 * (hparams["n"] - 4.0) ** 2
+
+    space = Space(
+        {
+            "x": Float(-2.0, 2.0),
+            "y": Float(-1.0, 1.0),
+            "n": Int(1, 12),
+            "c": Choice(("rosenbrock", "camel", "beale"), shape=(2,)),
+        }
+    )
+    best = {"x": np.float32(0.08984201), "y": np.float32(-0.7126564), "n": np.int32(4), "c": np.array([1, 1], np.int32)}
+    return Problem("chosen_sums", space, loss, 2.0 * _CAMEL, best)
+
+
 def goldstein_price() -> Problem:
     """The logarithm of a polynomial of degree eight in two dimensions, whose values span six orders of magnitude."""
 
@@ -267,16 +339,25 @@ def hartmann3() -> Problem:
     return _hartmann("hartmann3", a, p, (0.114589, 0.555649, 0.852547), -3.86277979)
 
 
+_HARTMANN_STEEP = [[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14], [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]]
+_HARTMANN_CENTRE = [
+    [1312, 1696, 5569, 124, 8283, 5886],
+    [2329, 4135, 8307, 3736, 1004, 9991],
+    [2348, 1451, 3522, 2883, 3047, 6650],
+    [4047, 8828, 8732, 5743, 1091, 381],
+]
+
+
+def hartmann4() -> Problem:
+    """The first four dimensions of :func:`hartmann6`, at their own minimum."""
+    a, p = ([row[:4] for row in table] for table in (_HARTMANN_STEEP, _HARTMANN_CENTRE))
+    return _hartmann("hartmann4", a, p, (0.187395, 0.194152, 0.557918, 0.264780), -3.72984064)
+
+
 def hartmann6() -> Problem:
     """Six dimensions, six minima in the unit cube."""
-    a = [[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14], [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]]
-    p = [
-        [1312, 1696, 5569, 124, 8283, 5886],
-        [2329, 4135, 8307, 3736, 1004, 9991],
-        [2348, 1451, 3522, 2883, 3047, 6650],
-        [4047, 8828, 8732, 5743, 1091, 381],
-    ]
-    return _hartmann("hartmann6", a, p, (0.20169, 0.150011, 0.476874, 0.275332, 0.311652, 0.6573), -3.32236801)
+    best = (0.20169, 0.150011, 0.476874, 0.275332, 0.311652, 0.6573)
+    return _hartmann("hartmann6", _HARTMANN_STEEP, _HARTMANN_CENTRE, best, -3.32236801)
 
 
 def _cost_of_options(rng: np.random.Generator, count: int, options: int) -> tuple[np.ndarray, np.ndarray]:

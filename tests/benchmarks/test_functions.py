@@ -24,6 +24,12 @@ PROBLEMS = [
     functions.goldstein_price(),
     functions.shekel(),
     functions.hartmann3(),
+    functions.hartmann4(),
+    functions.trid(6),
+    functions.powell(8, shift=0.5),
+    functions.alpine(6, shift=np.linspace(-1.0, 1.0, 6)),
+    functions.six_hump_camel(),
+    functions.chosen_sums(),
     functions.integer_waves(),
     functions.on_integers(functions.rastrigin(4), levels=21),
     functions.on_integers(functions.rosenbrock(3, shift=0.5), levels=30),
@@ -64,6 +70,8 @@ def test_values_worked_out_by_hand():
         (functions.dixon_price(2), 2.0 * 7.0**2),
         (functions.styblinski_tang(2), 0.5 * (-10.0 + 16.0 - 64.0 + 10.0) + 2 * 39.16616570377142),
         (functions.ellipsoid(2, seed=None), 1.0 + 1e4 * 4.0),
+        (functions.trid(2), 1.0 - 2.0),
+        (functions.alpine(2), np.sin(1.0) + 0.1 + 2.0 * np.sin(2.0) + 0.2),
     ]:
         assert float(problem.loss(KEY, x)) == pytest.approx(value, rel=1e-5), problem.name
 
@@ -90,6 +98,19 @@ def test_goldstein_price_shekel_and_hartmann_by_their_published_values():
     assert float(functions.shekel().loss(KEY, x)) == pytest.approx(-5.1756, abs=1e-4)
     x = {"x": np.full(3, 0.5, np.float32)}
     assert float(functions.hartmann3().loss(KEY, x)) == pytest.approx(-0.628022, abs=1e-5)
+
+
+def test_hartmann4_camel_powell_and_chosen_sums_by_their_published_or_hand_made_values():
+    scaled = (1.1 + functions.hartmann4().optimum) / 0.839  # as Picheny et al. 2013 scale it
+    assert scaled == pytest.approx(-3.1344942, abs=1e-6)  # what BoTorch's Hartmann(dim=4) gives at this minimiser
+    assert float(functions.six_hump_camel().loss(KEY, {"x": np.float32(1.0), "y": np.float32(1.0)})) == pytest.approx(97 / 30)
+    x = {"x": np.array([3.0, -1.0, 0.0, 1.0], np.float32)}  # the start that Powell chose
+    assert float(functions.powell(4).loss(KEY, x)) == pytest.approx(215.0)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        functions.powell(6)
+    hparams = {"x": np.float32(1.0), "y": np.float32(0.5), "n": np.int32(8), "c": np.array([0, 2], np.int32)}
+    beale = (1.5**2 + 2.25**2 + 2.625**2) / 50  # at (1, 1), where Rosenbrock is 0
+    assert float(functions.chosen_sums().loss(KEY, hparams)) == pytest.approx(beale + 0.8)
 
 
 def test_integers_read_the_function_at_even_places():
