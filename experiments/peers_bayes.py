@@ -247,13 +247,14 @@ def worst_for_nan(losses: list[float]) -> np.ndarray:
 
 
 @functools.cache
-def our_programs(name: str, num_lanes: int = 1) -> tuple[Any, Any, Any, Any]:
+def our_programs(name: str, num_lanes: int = 1, **settings: Any) -> tuple[Any, Any, Any, Any]:
     """The optimizer with its functions, compiled once for all seeds."""
     import jax
 
     from jaxhpo.optimizers import load
 
-    settings = {"num_initial": NUM_INITIAL} if name == "BayesOpt" else {}
+    if name == "BayesOpt":
+        settings["num_initial"] = NUM_INITIAL
     optimizer = load(name)(num_lanes=num_lanes, **settings)
     return optimizer, jax.jit(optimizer.init, static_argnums=1), jax.jit(optimizer.ask), jax.jit(optimizer.update)
 
@@ -270,13 +271,13 @@ def our_start(optimizer: Any, init: Any, key: Any, spec: Any, evaluations: int) 
     return with_room(optimizer, state, evaluations)
 
 
-def run_ours(name: str, objective: Objective, evaluations: int) -> None:
+def run_ours(name: str, objective: Objective, evaluations: int, **settings: Any) -> None:
     import jax
     import jax.numpy as jnp
 
     from jaxhpo.core import Feedback
 
-    optimizer, init, ask, update = our_programs(name)
+    optimizer, init, ask, update = our_programs(name, **settings)
     key = jax.random.key(objective.seed)
     state = our_start(optimizer, init, jax.random.fold_in(key, 0), objective.space.spec, evaluations)
     decode = jax.jit(objective.space.decode)
@@ -421,6 +422,7 @@ def run_hyperoptax(objective: Objective, evaluations: int) -> None:
 Runner = Callable[[Objective, int], None]
 METHODS: dict[str, tuple[str, str, Runner]] = {
     "bayesopt": ("jaxhpo BayesOpt", "jaxhpo", functools.partial(run_ours, "BayesOpt")),
+    "bayesopt-noisy": ("jaxhpo BayesOpt, noisy EI", "jaxhpo", functools.partial(run_ours, "BayesOpt", acquisition="noisy_ei")),
     "tpe": ("jaxhpo TPE", "jaxhpo", functools.partial(run_ours, "TPE")),
     "optuna-tpe": ("Optuna TPE", "optuna", functools.partial(run_optuna, "TPESampler")),
     "optuna-gp": ("Optuna GP", "optuna", functools.partial(run_optuna, "GPSampler")),
@@ -428,7 +430,9 @@ METHODS: dict[str, tuple[str, str, Runner]] = {
     "hyperoptax": ("hyperoptax", "hyperoptax", run_hyperoptax),
 }
 """By name: the title of its column, the package it needs, and what runs it."""
-OURS = {"bayesopt": "BayesOpt", "tpe": "TPE"}
+OURS = {"bayesopt": "BayesOpt", "bayesopt-noisy": "BayesOpt", "tpe": "TPE"}
+EXTRA = ("bayesopt-noisy",)
+"""Run only when they are named."""
 GAUSSIAN_PROCESSES = ("optuna-gp", "botorch", "hyperoptax")
 
 
@@ -806,7 +810,9 @@ def versions() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", default="reported", help="reported, fresh, held-back or names, with commas")
-    parser.add_argument("--methods", default=",".join(METHODS), help="names with commas: " + ", ".join(METHODS))
+    parser.add_argument(
+        "--methods", default=",".join(m for m in METHODS if m not in EXTRA), help="names with commas: " + ", ".join(METHODS)
+    )
     parser.add_argument("--seeds", default="0,1,2,3,4,5,6,7,8,9", help="whole numbers with commas")
     parser.add_argument("--evaluations", type=int, default=100)
     parser.add_argument("--float64", action="store_true", help="ours propose in float64")

@@ -113,7 +113,7 @@ class BayesOpt:
         num_samples: of ``"noisy_ei"``.
         num_candidates: points of the pool in which the search of the acquisition begins, half of them over the cube, half
             around the best observed ones.
-        num_starts: candidates that are refined.
+        num_starts: candidates that are refined, at most all of the pool.
         num_steps: evaluations of the acquisition and its gradient in each refinement.
         priors: of the model's parameters.
     """

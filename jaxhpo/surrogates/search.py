@@ -91,7 +91,8 @@ def maximise(
     """
     values = score(pool)
     values = jnp.where(jnp.isnan(values), -jnp.inf, values)
-    half, few = pool.shape[0] // 2, num_starts // 2
+    half = pool.shape[0] // 2
+    few = min(num_starts // 2, half)
     starts = jnp.concatenate([
         pool[:half][jax.lax.top_k(values[:half], few)[1]], pool[half:][jax.lax.top_k(values[half:], few)[1]]
     ])  # fmt: skip

@@ -80,6 +80,11 @@ def test_scores_that_are_nan_are_not_chosen():
     assert point[1] == 0.0
 
 
+def test_a_pool_smaller_than_the_starts_is_refined_whole():
+    point = searched(FLOATS, lambda x: -((x - 0.3) ** 2).sum(-1), num_candidates=4, num_starts=8)
+    np.testing.assert_allclose(point, 0.3, atol=1e-3)
+
+
 def test_integers_and_choices_reach_their_best_levels():
     best = np.array([33, 4, 3, 17])
 
