@@ -2,10 +2,10 @@
 
     python -m experiments.bayes [--only batches,programs,long] [--out bayes.md]
 
-- batches: seconds for a batch of 1 and of 16 lanes after 100 observations.
+- batches: milliseconds for a batch of 1 and of 16 lanes after 100 observations.
 - programs: a study of 100 trials on Hartmann-6 under one ``jit``, 32 of them under ``vmap`` in one call, and 32 host loops of
   ``init / ask / update``; regrets compared by the two-sample Kolmogorov-Smirnov test.
-- long: 3,000 observations; seconds for each suggestion along the way, and the memory that the compiled update asks for.
+- long: 3,000 observations; milliseconds for each suggestion along the way, and the memory that the compiled update asks for.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ def update_after(optimizer: Any, problem: Any, num_observations: int) -> Callabl
         loss=state.table.loss.at[:num_observations].set(loss(cube)),
         count=jnp.int32(num_observations),
     )
-    state = dataclasses.replace(state, table=table, initial_left=jnp.int32(0))
+    design = dataclasses.replace(state.design, left=jnp.int32(0))
+    state = dataclasses.replace(state, table=table, design=design)
     query, update = optimizer.ask(key, state), jax.jit(optimizer.update)
     feedback = Feedback.finished(loss(query.cube))
     return lambda number: jax.block_until_ready(update(jax.random.fold_in(key, number), state, query, feedback))
 
 
 def batches() -> list[str]:
-    """Seconds a batch."""
+    """Milliseconds a batch."""
     import jaxhpo as jh
     from jaxhpo import benchmarks
 
@@ -90,9 +91,13 @@ def programs(num_studies: int = 32, num_trials: int = 100) -> list[str]:
 
     ask, update = jax.jit(optimizer.ask), jax.jit(optimizer.update)
     loss = jax.jit(lambda u: problem.loss(keys[0], problem.space.decode(u)))
+    init = jax.jit(optimizer.init, static_argnums=1)
+    state = init(keys[0], problem.space.spec)
+    query = ask(keys[0], state)
+    update(keys[0], state, query, jh.Feedback.finished(loss(query.cube[0])[None]))  # all compiled before the clock starts
     began, found = time.perf_counter(), []
     for key in jax.random.split(jax.random.key(1), num_studies):
-        state, best = optimizer.init(key, problem.space.spec), np.inf
+        state, best = init(key, problem.space.spec), np.inf
         for number in range(num_trials):
             now = jax.random.fold_in(key, number)
             query = ask(now, state)

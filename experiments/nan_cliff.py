@@ -25,20 +25,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     import jax
-    import jax.numpy as jnp
 
     import jaxhpo as jh
+    from jaxhpo.benchmarks import nan_cliff
     from jaxhpo.optimizers.registry import OPTIMIZERS, load
 
-    space = jh.Space({"lr": jh.Float(1e-4, 1.0, log=True), "wd": jh.Float(0.0, 1.0)})
-
-    def loss(key, hparams):
-        log_lr = jnp.log10(hparams["lr"])
-        return jnp.where(log_lr > -1.6, jnp.nan, (log_lr + 1.8) ** 2 + (hparams["wd"] - 0.3) ** 2)
-
+    problem = nan_cliff()
     lines = ["| optimizer | best of 60 trials: median [range] | diverged | after ten trials |", "|---|---|---|---|"]
     for name in arguments.optimizers.split(",") if arguments.optimizers else OPTIMIZERS:
-        study = jh.pure_study(loss, space, load(name)(num_lanes=arguments.lanes), arguments.trials)
+        study = jh.pure_study(problem.loss, problem.space, load(name)(num_lanes=arguments.lanes), arguments.trials)
         results = jax.jit(jax.vmap(study))(jax.random.split(jax.random.key(0), arguments.seeds))
         best = np.asarray(results.loss)
         assert not np.isnan(best).any(), "a NaN was reported as best"

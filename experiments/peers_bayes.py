@@ -614,19 +614,21 @@ class OurStudy:
         from jaxhpo.core import Feedback, Query
 
         self.in_float64, self.objective = float64, Objective(problem, 0)
-        optimizer, init, self.ask, self.update = our_programs("BayesOpt", num_lanes)
+        optimizer, _, self.ask, self.update = our_programs("BayesOpt", num_lanes)
         spec = self.objective.space.spec
-        # The same state, made by an optimizer that does not begin to model before it has seen all of this.
-        collect = jax.jit(dataclasses.replace(optimizer, num_initial=observations + num_lanes).update)
+        # An optimizer that gives out a design, and does not begin to model, until it has seen all of this.
+        patient = dataclasses.replace(optimizer, num_initial=observations + num_lanes)
+        collect = jax.jit(patient.update)
         with jax.enable_x64(float64):
-            state = our_start(optimizer, init, jax.random.key(0), spec, size)
+            state = our_start(optimizer, jax.jit(patient.init, static_argnums=1), jax.random.key(0), spec, size)
             for cube in np.array_split(
                 np.random.default_rng(0).random((observations, spec.num_dims)), observations // num_lanes
             ):
                 cube = jnp.asarray(cube[:num_lanes])
                 loss = jnp.array([self.objective.at_cube(point) for point in np.asarray(cube)], cube.dtype)
                 state = collect(jax.random.key(1), state, Query.fresh(cube), Feedback.finished(loss))
-        self.state = jax.block_until_ready(state)
+            design = dataclasses.replace(state.design, left=jnp.zeros_like(state.design.left))
+        self.state = jax.block_until_ready(dataclasses.replace(state, design=design))
 
     def suggestion(self) -> float:
         """The seconds of one suggestion and of learning from it, without its evaluation."""

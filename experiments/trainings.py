@@ -162,7 +162,7 @@ def cross_validated(
 
 
 def tabular_space(max_width: int, max_steps: int, **more: Any) -> Space:
-    """What both tabular trainings tune, and more."""
+    """What all tabular trainings tune, and more."""
     return Space(
         {
             "learning_rate": Float(1e-3, 1.0, log=True),

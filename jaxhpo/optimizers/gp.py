@@ -10,6 +10,7 @@ pieces and their papers are in :mod:`jaxhpo.surrogates`.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from jaxhpo.core import CubeSpec, Feedback, Query, pytree_dataclass, setting
-from jaxhpo.optimizers.sobol import BITS, scrambled_sobol, sobol_points
+from jaxhpo.optimizers.sobol import InitialDesign, given_out, initial_design
 from jaxhpo.surrogates.acquisition import (
     ACQUISITIONS,
     incumbent_mean,
@@ -30,13 +31,15 @@ from jaxhpo.surrogates.acquisition import (
 from jaxhpo.surrogates.fit import Model, Priors, fit
 from jaxhpo.surrogates.kernels import KERNELS, inputs_of
 from jaxhpo.surrogates.outputs import excess
-from jaxhpo.surrogates.regression import Posterior, add_pending, condition, joint_samples, predict
+from jaxhpo.surrogates.regression import Posterior, add_pending, condition, fitted, joint_samples, predict
 from jaxhpo.surrogates.search import Score, maximise, pool_of
 from jaxhpo.surrogates.table import Table, empty_table, enlarged, observe
 from jaxhpo.surrogates.trust_region import Region, box_of, first_region, moved_region
 
+_SETTLED = 256  # observations, beyond which a fit goes on from the last one alone
 _CENTRES = 8  # the best observed points around which candidates lie
 _REPEATED = 1e6  # taken from the log acquisition of a point of levels only that was asked before
+_QUIET = math.log(1e-2)  # log variance of the noise, below which asking the same again is of no use
 
 
 @pytree_dataclass
@@ -46,29 +49,27 @@ class BayesState:
     Attributes:
         cube: ``f32[B, D]``, the proposals.
         table: the observations.
-        initial_left: ``i32[]``, points of the initial design still to be given out.
+        design: what is left of the initial design.
         theta: ``f[P]``, parameters of the last fit to the losses.
         label_theta: ``f[P]``, of the last fit to success and failure.
-        directions, shift, next: the Sobol sequence of initial designs, and its next point.
         region: the trust region; idle without one.
+        life: ``i32[B]``, the life of the region in which each lane was given its point.
         spec: static.
     """
 
     cube: jax.Array
     table: Table
-    initial_left: jax.Array
+    design: InitialDesign
     theta: jax.Array
     label_theta: jax.Array
-    directions: jax.Array
-    shift: jax.Array
-    next: jax.Array
     region: Region
+    life: jax.Array
     spec: CubeSpec = setting(static=True)
 
 
 def _num_rows(num_observations: int, num_lanes: int) -> int:
-    """A power of two that holds the observations and a pending point for every lane."""
-    return 1 << (max(num_observations, 8) + num_lanes - 1).bit_length()
+    """A power of two that holds the observations, at least two batches of them, and a pending point for every lane."""
+    return 1 << (max(num_observations, 8, 2 * num_lanes) + num_lanes - 1).bit_length()
 
 
 @pytree_dataclass
@@ -81,16 +82,16 @@ class BayesOpt:
     acquisition around them through a model of success. Losses may be noisy: the incumbent is the lowest mean of the model
     at an observed point.
 
-    The table of observations has a fixed size, so that asking never recompiles. ``minimize`` and ``pure_study`` make it as
-    large as they need, twice as large each time. In a loop of your own, give a large enough ``capacity``, or call
+    The table of observations has a fixed size, so that asking recompiles only where it grows. ``minimize`` and ``pure_study``
+    make it as large as they need, twice as large each time. In a loop of your own, give a large enough ``capacity``, or call
     ``state = optimizer.enlarged(state)`` between updates when ``optimizer.holds(state)`` is reached. A table that is full
     gives up the observations that lie closest to better ones, never one of the best quarter: long studies go on with a
     model of the best and of the most distinct observations, at constant cost.
 
     What the defaults rest on: the power of the warp on Zakharov, a rotated ellipsoid, Rosenbrock-4, Styblinski-Tang,
     Dixon-Price, Ackley-5, Hartmann-3, Goldstein-Price, a cosine mixture and a mixed space, 100 trials each; the prior of
-    lengthscales on Styblinski-Tang and Rastrigin in 15 dimensions and four of those, after Levy in 20 dimensions had shown
-    that it mattered; ``caution`` on ``jaxhpo.benchmarks.nan_cliff`` and one other region of failures.
+    lengthscales on Styblinski-Tang and Rastrigin in 15 dimensions and four of those; ``caution`` on
+    ``jaxhpo.benchmarks.nan_cliff`` and one other region of failures.
 
     Attributes:
         num_lanes: B.
@@ -103,13 +104,16 @@ class BayesOpt:
             (TuRBO-1, :mod:`jaxhpo.surrogates.trust_region`); for ten dimensions or more and several hundred trials.
         input_warping: bend each float dimension by a Kumaraswamy map that the fit chooses.
         beta: of ``"ucb"``, the squared number of deviations.
-        caution: how much the risk of a trial that diverges counts: the acquisition is multiplied by the probability of
-            success to this power. With 1, the textbook's product, a search that has converged beside a region of failures
-            spends most of its trials there, for there the model still sees improvement.
-        capacity: observations that the first table holds at least.
-        max_capacity: observations beyond which it does not grow; the time of an update grows with the cube of it.
+        caution: how much the risk of a trial that diverges counts: so many times the log probability of success is added to
+            the acquisition, which multiplies an expected improvement by that probability to this power. With 1, the
+            textbook's product, a search that has converged beside a region of failures spends most of its trials there, for
+            there the model still sees improvement.
+        capacity: observations that the first table holds at least; its rows are a power of two that has room for the
+            lanes too. As large as the number of trials, it never grows, and nothing is compiled twice.
+        max_capacity: observations for which it grows; the time of an update grows with the cube of its rows.
         fit_steps: evaluations of the marginal likelihood, each with its gradient, from each of two starts: the last fit and
-            a draw from the prior; thrice as many while there are fewer than twice ``num_initial`` observations.
+            a draw from the prior, beyond 256 observations from the last fit alone; thrice as many while there are fewer
+            than twice ``num_initial`` observations.
         num_samples: of ``"noisy_ei"``.
         num_candidates: points of the pool in which the search of the acquisition begins, half of them over the cube, half
             around the best observed ones.
@@ -138,18 +142,15 @@ class BayesOpt:
     starts_afresh = True
 
     def init(self, key: jax.Array, spec: CubeSpec) -> BayesState:
-        directions, shift = scrambled_sobol(key, spec.num_dims)
-        first = jnp.arange(self.num_lanes, dtype=jnp.int32) % 2**BITS
+        design, points = initial_design(key, spec.num_dims, self.num_lanes, self.num_initial)
         return BayesState(
-            cube=jnp.asarray(spec.snap(sobol_points(directions, shift, first))),
+            cube=jnp.asarray(spec.snap(points)),
             table=empty_table(_num_rows(self.capacity, self.num_lanes), spec.num_dims),
-            initial_left=jnp.asarray(max(self.num_initial - self.num_lanes, 0), jnp.int32),
+            design=design,
             theta=self._model(spec).start(self.priors),
             label_theta=self._model(spec, labels=True).start(self.priors),
-            directions=directions,
-            shift=shift,
-            next=jnp.asarray(self.num_lanes % 2**BITS, jnp.int32),
             region=first_region(),
+            life=jnp.zeros(self.num_lanes, jnp.int32),
             spec=spec,
         )
 
@@ -159,23 +160,21 @@ class BayesOpt:
 
     def update(self, key: jax.Array, state: BayesState, query: Query, feedback: Feedback) -> BayesState:
         spec, done = state.spec, jnp.asarray(feedback.done)
-        loss = jnp.where(jnp.isfinite(feedback.loss), feedback.loss, jnp.inf).astype(jnp.float32)
-        region, left = state.region, state.initial_left
-        table = observe(state.table, jnp.asarray(spec.snap(query.cube)), loss, region.life, done, self.num_lanes)
+        loss = jnp.where(jnp.isfinite(feedback.loss), feedback.loss, jnp.inf).astype(state.table.loss.dtype)
+        region, design = state.region, state.design
+        table = observe(state.table, jnp.asarray(spec.snap(query.cube)), loss, state.life, done, self.num_lanes)
         if self.trust_region:
-            region, ends = moved_region(region, loss, done, left <= 0, spec.num_dims)
-            left = jnp.where(ends, self.num_initial, left)
-        rank = jnp.cumsum(done, dtype=jnp.int32) - 1  # lanes that are done, counted from the left
-        initial = done & (rank < left)
-        given = initial.sum(dtype=jnp.int32)
-        sobol = spec.snap(sobol_points(state.directions, state.shift, (state.next + rank) % 2**BITS))
+            designed = (state.table.used & (state.table.epoch == region.life)).sum() < self.num_initial
+            region, ends = moved_region(region, loss, done & (state.life == region.life), ~designed, spec.num_dims)
+            design = dataclasses.replace(design, left=jnp.where(ends, self.num_initial, design.left))
+        design, points, initial = given_out(design, done)
         state = dataclasses.replace(
             state,
-            cube=jnp.where(initial[:, None], sobol, state.cube),
+            cube=jnp.where(initial[:, None], spec.snap(points), state.cube),
             table=table,
-            initial_left=left - given,
-            next=(state.next + given) % 2**BITS,
+            design=design,
             region=region,
+            life=jnp.where(done, region.life, state.life),
         )
         wanted = done & ~initial
         return lax.cond(wanted.any(), lambda: self._proposed(key, state, wanted), lambda: state)
@@ -186,7 +185,7 @@ class BayesOpt:
         return rows - self.num_lanes if rows < self._most_rows() else np.iinfo(np.int32).max
 
     def enlarged(self, state: BayesState) -> BayesState:
-        """The state with a table of twice the size, up to ``max_capacity``; for the host, between updates."""
+        """The state with a table of twice the size, up to ``max_capacity``; between updates, for shapes change."""
         rows = min(2 * state.table.loss.shape[0], self._most_rows())
         return state if rows <= state.table.loss.shape[0] else dataclasses.replace(state, table=enlarged(state.table, rows))
 
@@ -208,21 +207,23 @@ class BayesOpt:
         order = jnp.argsort(jnp.where(sound, table.loss, jnp.inf))[:_CENTRES]
         centres = table.cube[jnp.where(sound[order], order, order[0])]
         if self.trust_region:
-            lower, upper = box_of(state.region, spec, centres[0], posterior.params.kernel.log_lengthscale)
+            incumbent = table.cube[jnp.argmin(jnp.where(sound, fitted(posterior), jnp.inf))]
+            lower, upper = box_of(state.region, spec, incumbent, posterior.params.kernel.log_lengthscale)
 
         def add(posterior: Posterior, lane: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Posterior, jax.Array]:
             """A lane under way, or one of the initial design, is pending; one that waits is given a point, then it is."""
             number, cube, wants = lane
 
-            def found() -> jax.Array:
+            def refilled() -> jax.Array:
                 key_pool, key_score = jax.random.split(jax.random.fold_in(key_lanes, number))
                 score = self._score(key_score, posterior, labels, table)
                 pool = pool_of(key_pool, spec, centres, lower, upper, self.num_candidates)
                 if self.acquisition == "thompson":
-                    return pool[jnp.argmax(score(pool))]
-                return maximise(score, pool, spec, lower, upper, self.num_starts, self.num_steps)[0].astype(jnp.float32)
+                    return pool[jnp.argmax(score(pool))].astype(state.cube.dtype)
+                found, _ = maximise(score, pool, spec, lower, upper, self.num_starts, self.num_steps)
+                return found.astype(state.cube.dtype)
 
-            cube = lax.cond(wants, found, lambda: cube)
+            cube = lax.cond(wants, refilled, lambda: cube)
             return add_pending(posterior, inputs_of(spec, cube.astype(x.dtype))), cube
 
         lanes = jnp.arange(self.num_lanes)
@@ -236,8 +237,13 @@ class BayesOpt:
         model = self._model(state.spec)
         v = excess(jnp.where(sound, state.table.loss, 0.0).astype(x.dtype), sound)
         starts = jnp.stack([state.theta, model.random_start(key, self.priors)])
-        young = state.table.count < 2 * self.num_initial  # no good last fit to start from
-        theta = fit(model, self.priors, starts, x, v, sound, self.fit_steps * jnp.where(young, 3, 1))
+        young = sound.sum() < 2 * self.num_initial  # no good last fit to start from
+        steps = self.fit_steps * jnp.where(young, 3, 1)
+        fit_from = lambda starts: fit(model, self.priors, starts, x, v, sound, steps)
+        if sound.size > _SETTLED:
+            theta = lax.cond(sound.sum() > _SETTLED, lambda: fit_from(starts[:1]), lambda: fit_from(starts))
+        else:
+            theta = fit_from(starts)
         z, _ = model.targets(theta, v, sound)
         return theta, condition(model.unpack(theta)[0], model.spec, model.kernel, x, z, sound)
 
@@ -272,8 +278,8 @@ class BayesOpt:
                 value = log_ei(*predict(posterior, inputs), best)
             value += lax.cond(failed, lambda: self.caution * log_feasibility(labels, inputs), lambda: jnp.zeros_like(value))
             if not spec.is_float.any():
-                same = (inputs[:, None, :] == posterior.x[None, :, :]).all(-1) & posterior.mask
-                value -= jnp.where(same.any(1) & (posterior.noise < 1e-2), _REPEATED, 0.0)
+                same = (inputs[:, None, :] == posterior.x[None, :, :]).all(-1) & (posterior.mask | table.used)
+                value -= jnp.where(same.any(1) & (posterior.params.log_noise < _QUIET), _REPEATED, 0.0)
             return value
 
         return score

@@ -7,6 +7,7 @@ bits for each dimension and a digital shift: Matousek, "On the L2-discrepancy fo
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -76,6 +77,44 @@ def scrambled_sobol(key: jax.Array, num_dims: int) -> tuple[jax.Array, jax.Array
     has_digit = (jnp.asarray(directions)[:, :, None] >> (31 - digit)) & 1  # [D, BITS, BITS]
     terms = jnp.where(has_digit == 1, matrix[:, None, :], jnp.uint32(0))
     return jax.lax.reduce_xor(terms, axes=(2,)), jax.random.bits(key_shift, (num_dims,), jnp.uint32)
+
+
+@pytree_dataclass
+class InitialDesign:
+    """Scrambled Sobol points with which an optimizer that learns a model begins.
+
+    Attributes:
+        directions, shift: the sequence, as :func:`scrambled_sobol` draws it.
+        next: ``i32[]``, its next point.
+        left: ``i32[]``, points still to be given out.
+    """
+
+    directions: jax.Array
+    shift: jax.Array
+    next: jax.Array
+    left: jax.Array
+
+
+def initial_design(key: jax.Array, num_dims: int, num_lanes: int, num_points: int) -> tuple[InitialDesign, jax.Array]:
+    """A design of at least one point for every lane, and the first ``f32[B, D]`` of them."""
+    directions, shift = scrambled_sobol(key, num_dims)
+    first = jnp.arange(num_lanes, dtype=jnp.int32) % 2**BITS
+    left = jnp.asarray(max(num_points - num_lanes, 0), jnp.int32)
+    following = jnp.asarray(num_lanes % 2**BITS, jnp.int32)
+    return InitialDesign(directions, shift, following, left), sobol_points(directions, shift, first)
+
+
+def given_out(design: InitialDesign, done: jax.Array) -> tuple[InitialDesign, jax.Array, jax.Array]:
+    """The design after lanes that are done have taken what is left, from the first lane on.
+
+    Returns:
+        the design, points ``f32[B, D]``, and which lanes ``bool[B]`` are given theirs.
+    """
+    rank = jnp.cumsum(done, dtype=jnp.int32) - 1
+    given = done & (rank < design.left)
+    points = sobol_points(design.directions, design.shift, (design.next + rank) % 2**BITS)
+    count = given.sum(dtype=jnp.int32)
+    return dataclasses.replace(design, next=(design.next + count) % 2**BITS, left=design.left - count), points, given
 
 
 @pytree_dataclass

@@ -22,7 +22,7 @@ from jax import lax
 from jax.scipy.special import logsumexp, ndtri
 
 from jaxhpo.core import Array, CubeSpec, Feedback, Query, pytree_dataclass, setting
-from jaxhpo.optimizers.sobol import BITS, scrambled_sobol, sobol_points
+from jaxhpo.optimizers.sobol import InitialDesign, given_out, initial_design
 
 _LOG_ROOT = 0.5 * math.log(2.0 * math.pi)
 _TINY = 1e-37  # above the smallest normal float32: keeps logarithms finite
@@ -167,7 +167,7 @@ def bandwidths(spec: CubeSpec, points: Array, used: Array, clip: Array | float) 
 
     Floats and integers: :func:`neighbour_gaps` (Bergstra et al. 2011, section 4.2) within ``clip / min(n + 2, 100)`` and 1
     for ``n`` points, which is Watanabe's magic clipping (2023, section 3.3) with a factor; an integer also reaches half its
-    level. Choices: ``k / (k + n)`` for ``k`` labels, as if every label had been seen once by each observation's share.
+    level. Choices: ``k / (k + n)`` for ``k`` labels, so that a few observations leave every label likely and many do not.
     """
     count = used.sum().astype(points.dtype)
     width = jnp.clip(neighbour_gaps(points, used), clip / jnp.minimum(count + 2.0, _MOST_KERNELS), 1.0)
@@ -185,8 +185,8 @@ def repeated(spec: CubeSpec, x: Array, others: Array, used: Array) -> jax.Array:
     return (same.all(-1) & used).any(-1)
 
 
-def untried(key: jax.Array, spec: CubeSpec, others: Array, used: Array) -> jax.Array:
-    """A random point ``f32[D]`` of a discrete space that is none of the others ``[K, D]``, where there is one.
+def untried(key: jax.Array, spec: CubeSpec, others: Array, used: Array, otherwise: Array) -> jax.Array:
+    """A random point ``f32[D]`` of a discrete space that is none of the others ``[K, D]``; ``otherwise`` if there is none.
 
     Beyond ``2^16`` points in the space it is one at random.
     """
@@ -198,7 +198,7 @@ def untried(key: jax.Array, spec: CubeSpec, others: Array, used: Array) -> jax.A
     number = jnp.where(used, (spec.level_of(others) * stride).sum(-1), size)
     taken = jnp.zeros(size, bool).at[number].set(True, mode="drop")
     chosen = jnp.argmax(jnp.where(taken, -1.0, jax.random.uniform(key, (size,), jnp.float32)))
-    return spec.cube_of((chosen // stride) % levels).astype(others.dtype)
+    return jnp.where(taken.all(), otherwise, spec.cube_of((chosen // stride) % levels).astype(others.dtype))
 
 
 @pytree_dataclass
@@ -211,8 +211,7 @@ class TPEState:
         loss: ``f32[N]``, infinite for a trial that diverged and in rows that are free.
         number: ``i32[N]``, the how many-th observation it was; -1 in rows that are free.
         told: ``i32[]``, observations so far, also those that the table has lost.
-        initial_left: ``i32[]``, points of the initial design still to be given out.
-        directions, shift, next: the Sobol sequence of the initial design, and its next point.
+        design: what is left of the initial design.
         spec: static.
     """
 
@@ -221,10 +220,7 @@ class TPEState:
     loss: jax.Array
     number: jax.Array
     told: jax.Array
-    initial_left: jax.Array
-    directions: jax.Array
-    shift: jax.Array
-    next: jax.Array
+    design: InitialDesign
     spec: CubeSpec = setting(static=True)
 
 
@@ -236,11 +232,12 @@ class TPE:
     density ``l`` of good observations, by the ratio of ``l`` to the density ``g`` of the others. Good are the best
     ``quantile`` of all observations, weighted by rank as in the CMA-ES (Hansen & Ostermeier, Evol. Comput. 9, 2001), so
     that only the order of losses counts. A trial that diverged is never good. Lanes under way, and those refilled before
-    in the same update, count as bad, with the mean bandwidth of the good. In spaces without floats no point is asked for
-    again while there are others.
+    in the same update, count as bad, with 0.3 of the mean bandwidth of the good. In spaces without floats no point is asked
+    for again after the initial design while there are others.
 
-    A table of fixed size holds the observations; between chunks it grows, up to ``max_capacity``. Where it is full, new ones
-    take the place of the oldest bad ones.
+    A table of fixed size holds the observations. ``minimize`` and ``pure_study`` make it as large as they need, twice as
+    large each time, up to ``max_capacity``; in a loop of your own call ``state = optimizer.enlarged(state)`` between updates
+    when ``optimizer.holds(state)`` is reached. Where it is full, new observations take the place of the oldest bad ones.
 
     Attributes:
         num_lanes: B.
@@ -248,7 +245,7 @@ class TPE:
         num_candidates: draws from ``l`` for each lane.
         max_good: good observations at most.
         capacity: observations that the first table holds, rounded up to a power of two.
-        max_capacity: observations beyond which it does not grow.
+        max_capacity: observations for which it grows, rounded up alike.
         quantile: share of good observations.
         prior_weight: weight of the uniform prior in ``l`` and ``g``, in observations.
         clip_good, clip_bad: factor on the lowest bandwidth, see :func:`bandwidths`.
@@ -268,20 +265,15 @@ class TPE:
     starts_afresh = True
 
     def init(self, key: jax.Array, spec: CubeSpec) -> TPEState:
-        lanes = self.num_lanes
-        directions, shift = scrambled_sobol(key, spec.num_dims)
-        first = jnp.arange(lanes, dtype=jnp.int32) % 2**BITS
-        rows = _power_of_two(max(self.capacity, 2 * lanes))
+        design, points = initial_design(key, spec.num_dims, self.num_lanes, self.num_initial)
+        rows = _power_of_two(max(self.capacity, 2 * self.num_lanes))
         return TPEState(
-            cube=jnp.asarray(spec.snap(sobol_points(directions, shift, first))),
+            cube=jnp.asarray(spec.snap(points)),
             points=jnp.zeros((rows, spec.num_dims), jnp.float32),
             loss=jnp.full(rows, jnp.inf, jnp.float32),
             number=jnp.full(rows, -1, jnp.int32),
             told=jnp.zeros((), jnp.int32),
-            initial_left=jnp.asarray(max(self.num_initial - lanes, 0), jnp.int32),
-            directions=directions,
-            shift=shift,
-            next=jnp.asarray(lanes % 2**BITS, jnp.int32),
+            design=design,
             spec=spec,
         )
 
@@ -293,13 +285,11 @@ class TPE:
         spec, done = state.spec, jnp.asarray(feedback.done)
         rank = jnp.cumsum(done, dtype=jnp.int32) - 1  # lanes that are done, counted from the left
         state = self._observed(state, jnp.asarray(spec.snap(query.cube)), feedback.loss, done, rank)
-        initial = done & (rank < state.initial_left)
-        given = initial.sum(dtype=jnp.int32)
-        design = spec.snap(sobol_points(state.directions, state.shift, (state.next + rank) % 2**BITS))
-        state = dataclasses.replace(state, initial_left=state.initial_left - given, next=(state.next + given) % 2**BITS)
+        design, points, initial = given_out(state.design, done)
         if not spec.is_float.any():
-            initial &= ~repeated(spec, design, *self._known(state, state.cube, ~done))
-        state = dataclasses.replace(state, cube=jnp.where(initial[:, None], design, state.cube))
+            initial &= ~repeated(spec, spec.snap(points), *self._known(state, state.cube, ~done))
+        cube = jnp.where(initial[:, None], spec.snap(points), state.cube)
+        state = dataclasses.replace(state, design=design, cube=cube)
         wanted = done & ~initial
         return lax.cond(wanted.any(), lambda: self._proposed(key, state, wanted), lambda: state)
 
@@ -309,7 +299,7 @@ class TPE:
         return rows if rows < self.max_capacity else np.iinfo(np.int32).max
 
     def enlarged(self, state: TPEState) -> TPEState:
-        """The state with a table of twice the size, up to ``max_capacity``; for the host, between updates."""
+        """The state with a table of twice the size, up to ``max_capacity``; between updates, for shapes change."""
         more = state.loss.shape[0]
         if more >= self.max_capacity:
             return state
@@ -385,15 +375,15 @@ class TPE:
                 every = jax.tree.map(lambda *parts: jnp.concatenate(parts), good.kernels, bad.kernels, lanes)
                 kernels, uniform, split = log_kernels(spec, every, x), _log_uniform(spec, x), good.log_weight.size
                 crowd = jnp.concatenate([bad.log_weight, jnp.where(occupied, one, -jnp.inf)])
-                # Bergstra et al. 2011, eq. 11: the ratio orders points as the expected improvement does.
+                # Bergstra et al. 2011, section 4.1: the ratio orders points as the expected improvement does.
                 score = _log_mixed(kernels[:, :split], good.log_weight, good.log_prior + uniform)
                 score -= _log_mixed(kernels[:, split:], crowd, bad.log_prior + uniform)
                 if spec.is_float.any():
                     return x[jnp.argmax(score)]
                 known = self._known(state, lanes.centre, occupied)
                 again = repeated(spec, x, *known)
-                best = x[jnp.argmax(jnp.where(again, -jnp.inf, score))]
-                return lax.cond(again.all(), lambda: untried(key_other, spec, *known), lambda: best)
+                best = x[jnp.argmax(jnp.where(again & ~again.all(), -jnp.inf, score))]
+                return lax.cond(again.all(), lambda: untried(key_other, spec, *known, otherwise=best), lambda: best)
 
             point = lax.cond(wanted[number], found, lambda: lanes.centre[number])
             moved = kernels_at(spec, point[None], width[:1])

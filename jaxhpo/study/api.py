@@ -120,7 +120,8 @@ def pure_study(
     """A whole study as one pure function ``key -> PureResult``, for ``jit``, ``vmap`` and ``scan``.
 
     ``jax.vmap(study)(keys)`` runs independent studies in one program. The trials equal those of :func:`minimize` with
-    the same key up to rounding; nothing is recorded.
+    the same key up to rounding, except with optimizers whose table grows there (``BayesOpt``, ``TPE``), which here is as large
+    as needed from the start; nothing is recorded.
 
     Raises:
         JaxhpoError: for a host function or a space with static choices, which no single program can hold.

@@ -1,6 +1,6 @@
 """Optimizers whose state is a table of observations: how it grows between chunks.
 
-Such an optimizer has two functions more than the protocol asks for, both for the host:
+Such an optimizer has two functions more than the protocol asks for, both for between updates:
 
     holds(state) -> int          observations that its table holds; a very large number where it makes room by itself
     enlarged(state) -> state     the state with a table of twice the size; the same object where it grows no further

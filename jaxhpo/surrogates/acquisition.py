@@ -49,13 +49,17 @@ def log_ei(mean: jax.Array, variance: jax.Array, best: jax.Array) -> jax.Array:
 
 
 def incumbent_mean(posterior: Posterior) -> jax.Array:
-    """The lowest posterior mean at an observed row: the incumbent where losses may be noisy."""
-    return jnp.min(jnp.where(posterior.mask, fitted(posterior), jnp.inf))
+    """The lowest posterior mean at an observed or pending row: the incumbent where losses may be noisy.
+
+    Without any row it is the prior mean, so that what else is known of points still orders them.
+    """
+    lowest = jnp.min(jnp.where(posterior.mask, fitted(posterior), jnp.inf))
+    return jnp.where(posterior.mask.any(), lowest, posterior.params.mean)
 
 
 def upper_confidence(mean: jax.Array, variance: jax.Array, beta: jax.Array | float) -> jax.Array:
     """``sqrt(beta)`` deviations below the mean, negated (Srinivas et al., ICML 2010, eq. 6, for losses)."""
-    return jnp.sqrt(beta * variance) - mean
+    return jnp.sqrt(beta) * jnp.sqrt(variance) - mean
 
 
 def log_feasibility(labels: Posterior, points: jax.Array) -> jax.Array:
@@ -88,7 +92,7 @@ def latent_samples(key: jax.Array, posterior: Posterior, num_samples: int) -> tu
         a = solve_upper(posterior.factor, gap.T).T
         sample = signal + jnp.where(mask, gap @ posterior.factor.lower.T - posterior.noise * a, 0.0)
         weights = solve_lower(factor, sample.T).T
-    best = posterior.params.mean + jnp.min(jnp.where(mask, sample, jnp.inf), axis=1)
+    best = posterior.params.mean + jnp.where(mask.any(), jnp.min(jnp.where(mask, sample, jnp.inf), axis=1), 0.0)
     return dataclasses.replace(posterior, factor=factor, weights=weights), best
 
 

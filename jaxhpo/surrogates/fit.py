@@ -14,7 +14,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxhpo.core import CubeSpec, pytree_dataclass
+from jaxhpo.core import CubeSpec, pytree_dataclass, setting
 from jaxhpo.surrogates.kernels import KernelParams
 from jaxhpo.surrogates.outputs import standardised
 from jaxhpo.surrogates.quasi_newton import minimise_in_box
@@ -42,7 +42,7 @@ class Priors:
     mean: tuple[float, float] = (0.0, 1.0)
     power: tuple[float, float] = (0.0, 0.3)
     log_warp: tuple[float, float] = (0.0, 0.3)
-    noise_floor: float = 1e-6
+    noise_floor: float = setting(1e-6, low=1e-12)
 
 
 @dataclasses.dataclass(frozen=True)

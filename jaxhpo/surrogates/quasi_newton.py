@@ -55,7 +55,7 @@ def minimise_in_box(
     eye = jnp.broadcast_to(jnp.eye(size, dtype=start.dtype), (num_starts, size, size))
     tiny = float(jnp.finfo(start.dtype).tiny)
 
-    def one(_: jax.Array, state: _State) -> _State:
+    def one(number: jax.Array, state: _State) -> _State:
         free = _free(state.x, state.grad, lower, upper)
         grad = jnp.where(free, state.grad, 0.0)
         newton = -jnp.where(free, jnp.einsum("sij,sj->si", state.inverse, grad), 0.0)
@@ -66,7 +66,8 @@ def minimise_in_box(
         value, new_grad = value_and_grad(trial)
         move = trial - state.x
         sound = jnp.isfinite(value) & jnp.isfinite(new_grad).all(1)
-        accept = sound & (value <= state.value + _ARMIJO * jnp.minimum((grad * move).sum(1), 0.0)) & (move != 0).any(1)
+        lower_enough = (value <= state.value + _ARMIJO * jnp.minimum((grad * move).sum(1), 0.0)) & (move != 0).any(1)
+        accept = sound & (lower_enough | (number == 0))
         # Of the coordinates that moved alone: the inverse is that of the function with the others held.
         change = jnp.where(accept[:, None] & (move != 0), new_grad - state.grad, 0.0)
         inverse, updated = _bfgs(state.inverse, jnp.where(accept[:, None], move, 0.0), change, state.moved)
@@ -81,17 +82,10 @@ def minimise_in_box(
             moved=jnp.where(stuck, False, state.moved | (accept & updated)),
         )
 
-    value, grad = value_and_grad(start)
-    sound = jnp.isfinite(value) & jnp.isfinite(grad).all(1)
-    state = _State(
-        start,
-        jnp.where(sound, value, jnp.inf),
-        jnp.where(sound[:, None], grad, 0.0),
-        eye,
-        jnp.ones_like(value),
-        jnp.zeros(num_starts, bool),
-    )
-    state = lax.fori_loop(0, num_steps, one, state)
+    # Without a gradient the first step stays where it is, so that the start is evaluated by the same code as all others.
+    worst, ones = jnp.full(num_starts, jnp.inf, start.dtype), jnp.ones(num_starts, start.dtype)
+    state = _State(start, worst, jnp.zeros_like(start), eye, ones, jnp.zeros(num_starts, bool))
+    state = lax.fori_loop(0, num_steps + 1, one, state)
     return state.x, state.value
 
 

@@ -89,7 +89,7 @@ class Posterior:
     Attributes:
         params: its hyperparameters.
         x: ``[N, D]``.
-        mask: ``bool[N]``; observed and pending rows come first.
+        mask: ``bool[N]``, rows with a loss and pending ones.
         factor: L.
         weights: ``[N]``, b.
         spec, kernel: static.
@@ -161,24 +161,20 @@ def joint_samples(key: jax.Array, posterior: Posterior, points: jax.Array, num_s
         return mean + jax.random.normal(key, (num_samples, points.shape[0]), v.dtype) @ factor.lower.T
 
 
-def add_pending(
-    posterior: Posterior, point: jax.Array, v: jax.Array | None = None, where: jax.Array | bool = True
-) -> Posterior:
+def add_pending(posterior: Posterior, point: jax.Array) -> Posterior:
     """The posterior with one more point ``[D]`` whose loss is not known yet, in the row after the last in use, if there is one.
 
     It is taken to be the mean there (the kriging believer of Ginsbourger, Le Riche & Carraro, "Kriging is well-suited to
-    parallelize optimization", 2010): means stay, the variance falls. A rank-one update of L, O(N^2). ``v [N]`` may be given
-    if it is known; where ``where`` is False nothing changes.
+    parallelize optimization", 2010): means stay, the variance falls. A rank-one update of L, O(N^2).
     """
-    if v is None:
-        v = cross(posterior, point[None, :])[:, 0]
+    v = cross(posterior, point[None, :])[:, 0]
     size = posterior.mask.size
     row = size - jnp.argmax(posterior.mask[::-1])  # after the last one, so that L stays triangular
     row = jnp.where(posterior.mask.any(), row, 0)
-    diagonal = jnp.sqrt(jnp.maximum(posterior.signal - v @ v, 0.0) + posterior.noise)
-    where = where & (row < size)
+    diagonal = jnp.sqrt(jnp.maximum(posterior.signal - (v * v).sum(), 0.0) + posterior.noise)
+    fits = row < size
     grown = with_row(posterior.factor, row, jnp.where(jnp.arange(size) == row, diagonal, v))
-    pick = lambda new, old: jnp.where(where, new, old)
+    pick = lambda new, old: jnp.where(fits, new, old)
     return dataclasses.replace(
         posterior,
         x=pick(posterior.x.at[row].set(point), posterior.x),

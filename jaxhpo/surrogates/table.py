@@ -56,14 +56,14 @@ def empty_table(num_rows: int, num_dims: int) -> Table:
 
 
 def enlarged(table: Table, num_rows: int) -> Table:
-    """The table with more rows, on the host."""
+    """The table with more rows."""
     more = num_rows - table.loss.shape[0]
     grow = lambda x: jnp.concatenate([x, jnp.zeros((more, *x.shape[1:]), x.dtype)]) if x.ndim else x
     return jax.tree.map(grow, table)
 
 
 def observe(table: Table, cube: jax.Array, loss: jax.Array, epoch: jax.Array, done: jax.Array, reserve: int) -> Table:
-    """The table with the lanes that are done, ``[B, D]`` and ``[B]``, at its end.
+    """The table with the lanes that are done, points ``[B, D]``, losses and epochs ``[B]``, at its end.
 
     Where fewer than ``reserve`` rows would stay free, the most redundant ones make room: see :func:`redundancy`.
     """

@@ -96,7 +96,7 @@ def test_heavy_tailed_losses_get_a_lower_power(seed):
 
 
 def test_pinned_and_bounded_parameters():
-    """A deviation of 0 pins the power; noise stays at its floor where there is none, and within the bounds all is."""
+    """A deviation of 0 pins the power; noise and all else stays within the bounds."""
     loss, x = drawn(1)
     priors = dataclasses.replace(PRIORS, power=(1.0, 0.0), noise_floor=1e-3)
     theta = fitted(loss, x, starts_of(jax.random.key(0), priors), priors)
@@ -107,10 +107,12 @@ def test_pinned_and_bounded_parameters():
 
 
 def test_degenerate_tables_are_fitted_to_finite_values():
-    """No spread at all, and no observation."""
+    """No spread at all, one point many times, and no observation."""
     _, x = drawn(0)
     theta = fitted(np.full(32, 3.0, np.float32), x, starts_of(jax.random.key(0), PRIORS), PRIORS)
     assert np.isfinite(theta).all()
+    none = fit(MODEL, PRIORS, starts_of(jax.random.key(0), PRIORS), x, np.zeros(32, np.float32), np.zeros(32, bool), 5)
+    assert np.isfinite(none).all()
     duplicates = np.broadcast_to(x[:1], x.shape)
     loss = np.random.default_rng(0).normal(size=32).astype(np.float32)
     assert np.isfinite(fitted(loss, duplicates, starts_of(jax.random.key(0), PRIORS), PRIORS)).all()
