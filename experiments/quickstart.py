@@ -3,7 +3,7 @@
     python -m experiments.quickstart [--seeds 5] [--out quickstart.md]
 
 Runs ``configs/digits_pso.toml`` and ``configs/digits_random.toml`` (equal trials) once a seed. Each winner is trained
-again on sixteen fresh seeds; its figure is the mean over them. The comparison is paired by seed.
+again on fresh seeds; its figure is the mean over them. The comparison is paired by seed.
 """
 
 from __future__ import annotations
