@@ -10,7 +10,7 @@ import jaxhpo as jh
 from jaxhpo.optimizers import registry
 from jaxhpo.study.room import rounds_that_fit, with_room
 
-TRIALS = 40
+TRIALS = 28
 
 
 def growing():
@@ -30,18 +30,22 @@ def rows(result):
     return np.asarray(result.trials["loss"], np.float32)[order]
 
 
-def test_a_study_that_is_cut_and_resumed_grows_at_the_same_trials(tmp_path):
+def test_a_study_that_is_cut_and_resumed_grows_at_the_same_trials(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxhpo.study.driver._CHUNK_SECONDS", 0.0)  # chunks of one round: it can be cut anywhere
     whole = jh.minimize(bowl, SPACE, growing(), key=3, num_trials=TRIALS)
 
-    def stop(progress):
-        if 20 <= progress.trials < TRIALS:  # the table has 32 rows by now, and will have 64
-            raise RuntimeError("pulled the plug")
+    for cut in (10, 20):  # with a table of 16 rows, and of 32
 
-    with pytest.raises(RuntimeError, match="plug"):
-        jh.minimize(bowl, SPACE, growing(), key=3, num_trials=TRIALS, record=tmp_path / "cut", progress=stop)
-    resumed = jh.minimize(bowl, SPACE, growing(), key=3, num_trials=TRIALS, record=tmp_path / "cut", resume=True)
+        def stop(progress, cut=cut):
+            if cut <= progress.trials < TRIALS:
+                raise RuntimeError("pulled the plug")
+
+        settings = {"key": 3, "num_trials": TRIALS, "record": tmp_path / str(cut)}
+        with pytest.raises(RuntimeError, match="plug"):
+            jh.minimize(bowl, SPACE, growing(), progress=stop, **settings)
+        resumed = jh.minimize(bowl, SPACE, growing(), resume=True, **settings)
+        np.testing.assert_array_equal(rows(whole), rows(resumed))
     assert len(rows(whole)) == TRIALS
-    np.testing.assert_array_equal(rows(whole), rows(resumed))
 
 
 def test_tables_double_until_they_are_full_grown():
@@ -65,9 +69,9 @@ def test_tables_double_until_they_are_full_grown():
 
 def test_a_pure_study_has_room_from_the_start_and_finds_the_bowl():
     state = jax.eval_shape(lambda: growing().init(jax.random.key(0), jh.Space(SPACE).spec))
-    assert jax.eval_shape(lambda s: with_room(growing(), s, TRIALS + 2), state).table.loss.shape == (64,)
+    assert jax.eval_shape(lambda s: with_room(growing(), s, TRIALS + 2), state).table.loss.shape == (32,)
     study = jh.pure_study(bowl, SPACE, growing(), TRIALS)
     result = jax.jit(study)(jax.random.key(0))
     assert int(result.trials.done.sum()) == TRIALS
-    # One fixed key. Uniform trials come so close in x, with n = 0, with probability 1 - (1 - 0.002 / 6)^40 < 0.014.
+    # One fixed key. Uniform trials come so close in x, with n = 0, with probability 1 - (1 - 0.002 / 6)^28 < 0.01.
     assert float(result.loss) < 1e-6
