@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
@@ -70,7 +71,8 @@ def problems_of(optimizer: Any) -> list[str]:
         except (TypeError, ValueError):
             found.append(f"{name} = {value!r}: must be a number, {limits}")
             continue
-        whole = "" if not field.metadata["static"] or number == int(number if math.isfinite(number) else 0) else "whole and "
+        # 4.0 is refused, too: it is equal to 4 as the key of a cache of programs, and no size of an array.
+        whole = "" if not field.metadata["static"] or isinstance(value, numbers.Integral) else "whole and "
         if not math.isfinite(number) or whole or (low is not None and number < low) or (high is not None and number > high):
             found.append(f"{name} = {value!r}: must be {whole}{limits}")
     return found

@@ -126,10 +126,10 @@ def _grouped(records: Sequence[StudyRecord]) -> dict[str, list[StudyRecord]]:
 
 
 def _refuse_doubles(name: str, group: Sequence[StudyRecord]) -> None:
-    seen: dict[Any, StudyRecord] = {}
+    seen: dict[str, StudyRecord] = {}
     for record in group:
-        seed = summary.seed_of(record)
-        if seed is not None and seed in seen:
+        seed = json.dumps(summary.seed_of(record))  # a list where the key was one of JAX
+        if seed != "null" and seed in seen:
             raise JaxhpoError(
                 f"{seen[seed].folder} and {record.folder} are the same study {name!r} with the same seed {seed}: "
                 "they are one result, not two; leave one out"

@@ -160,6 +160,11 @@ def _is_optimizer(hint: Any) -> bool:
     return isinstance(hint, type) and hasattr(hint, "ask") and hasattr(hint, "update")
 
 
+def is_settings(hint: Any) -> bool:
+    """Whether it is a dataclass of settings, a table in a config."""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint) and not _is_optimizer(hint)
+
+
 def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     return typing.get_origin(hint), typing.get_args(hint)
 
@@ -201,6 +206,8 @@ def expected(hint: Any) -> str:
         return 'a function as "module:function"'
     if _is_optimizer(hint):
         return "a table with the name of an optimizer"
+    if is_settings(hint):
+        return f"a table of {', '.join(field.name for field in dataclasses.fields(hint))}"
     return "a number"
 
 
@@ -239,7 +246,7 @@ def conforms(value: Any, hint: Any) -> bool:
         return isinstance(value, dict)
     if _is_callable(hint):
         return isinstance(value, str) and ":" in value
-    if _is_optimizer(hint):
+    if _is_optimizer(hint) or is_settings(hint):
         return isinstance(value, dict)
     return is_number(value) or (isinstance(value, list) and all(conforms(item, hint) for item in value))  # an array
 

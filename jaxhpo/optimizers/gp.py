@@ -78,9 +78,9 @@ class BayesOpt:
 
     Lanes under way, and points given to other lanes of the same batch, are pending: the model takes its own mean for their
     loss, so that a batch spreads. Integers are seen at their rounded values, choices through a kernel of their own, and the
-    acquisition is searched on their levels. Trials that diverged are left out of the model of losses and lower the
-    acquisition around them through a model of success. Losses may be noisy: the incumbent is the lowest mean of the model
-    at an observed point.
+    acquisition is searched on their levels. Trials that diverged, with a loss that is NaN or infinite, are left out of the
+    model of losses and lower the acquisition around them through a model of success. Losses may be noisy: the incumbent is
+    the lowest mean of the model at an observed point.
 
     The table of observations has a fixed size, so that asking recompiles only where it grows. ``minimize`` and ``pure_study``
     make it as large as they need, twice as large each time. In a loop of your own, give a large enough ``capacity``, or call
@@ -95,7 +95,7 @@ class BayesOpt:
 
     Attributes:
         num_lanes: B.
-        num_initial: scrambled Sobol points before the model is asked.
+        num_initial: scrambled Sobol points before the model is asked, more where none of them succeeds.
         acquisition: ``"log_ei"``, the logarithm of the expected improvement; ``"noisy_ei"``, averaged over samples of what
             the losses would be without noise; ``"ucb"``, the confidence bound; ``"thompson"``, the best candidate of a
             sample of the posterior.
@@ -167,7 +167,12 @@ class BayesOpt:
             designed = (state.table.used & (state.table.epoch == region.life)).sum() < self.num_initial
             region, ends = moved_region(region, loss, done & (state.life == region.life), ~designed, spec.num_dims)
             design = dataclasses.replace(design, left=jnp.where(ends, self.num_initial, design.left))
-        design, points, initial = given_out(design, done)
+        # As long as no trial has succeeded there is nothing to model: the design goes on.
+        barren = ~(table.sound & (table.epoch == region.life)).any()
+        left = design.left
+        longer = dataclasses.replace(design, left=jnp.where(barren, jnp.maximum(left, self.num_lanes), left))
+        design, points, initial = given_out(longer, done)
+        design = dataclasses.replace(design, left=jnp.maximum(left - initial.sum(dtype=jnp.int32), 0))
         state = dataclasses.replace(
             state,
             cube=jnp.where(initial[:, None], spec.snap(points), state.cube),

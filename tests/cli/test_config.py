@@ -646,3 +646,16 @@ def test_structure_is_checked_without_jax(project):
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, cwd=project, check=True
     )
     assert found.stdout == "[]\n"
+
+
+def test_settings_of_settings_are_a_table():
+    tables = changed("optimizer", {"name": "BayesOpt", "num_lanes": 2, "priors": {"noise_floor": 1e-3}})
+    study = build(load(write(tables), ["optimizer.priors.power=[0, 0.1]"]))
+    assert (study.optimizer.priors.noise_floor, study.optimizer.priors.power) == (1e-3, (0.0, 0.1))
+    for override, told in [
+        ("optimizer.priors=3", "optimizer.priors: must be a table of log_lengthscale, .*, not 3"),
+        ("optimizer.priors.noise_floor=0", "optimizer.priors.noise_floor: must be .*at least 1e-12, not 0"),
+        ("optimizer.priors.nose=0", "optimizer.priors.nose: "),
+    ]:
+        (line,) = problems_of(tables, override)
+        assert re.search(told, line), line

@@ -9,7 +9,7 @@ import pytest
 
 import jaxhpo as jh
 from jaxhpo.core import CubeSpec, Feedback, Kind, Query, Run
-from jaxhpo.optimizers import BayesOpt, registry
+from jaxhpo.optimizers import BayesOpt, SobolSearch, registry
 from jaxhpo.surrogates.acquisition import ACQUISITIONS
 from jaxhpo.surrogates.table import observe
 from jaxhpo.surrogates.trust_region import FIRST, LEAST
@@ -70,14 +70,19 @@ def test_every_way_finds_a_bowl(settings):
     assert float(losses.max()) < 0.0025
 
 
-def test_without_any_success_it_goes_where_nothing_failed():
-    bayes = optimizer(1, num_initial=1)
+def test_without_any_success_the_design_goes_on():
+    """Every point is a new one of the sequence, and the first one after a success is the model's."""
+    bayes, sobol = optimizer(2, num_initial=2), SobolSearch(2)
     tell, state = teller(bayes), bayes.init(jax.random.key(0), PLANE)
-    failed = np.array([[0.1, 0.2], [0.1, 0.8], [0.3, 0.5], [0.45, 0.1], [0.45, 0.9]], np.float32)
-    for number, point in enumerate(failed):
-        state = tell(state, point[None], [np.inf], number=number)
-    assert state.cube[0, 0] > 0.6
-    assert state.table.failed.sum() == len(failed)
+    plain = sobol.init(jax.random.key(0), PLANE)
+    for number in range(6):
+        query = sobol.ask(None, plain)
+        np.testing.assert_array_equal(state.cube, query.cube)
+        state = tell(state, state.cube, [np.inf, np.nan], number=number)
+        plain = sobol.update(None, plain, query, Feedback.finished(jnp.zeros(2)))
+    assert state.table.failed.sum() == 12
+    state = tell(state, state.cube, [1.0, np.nan], number=6)
+    assert not (state.cube == sobol.ask(None, plain).cube).any()
 
 
 @pytest.mark.parametrize("lanes", [4, 16, 40, 300])

@@ -257,8 +257,9 @@ def test_an_untried_point_is_found_where_there_is_one():
     cube = spec.cube_of(jnp.asarray(grid))
     other = jax.jit(untried, static_argnums=1)
     for free in (0, 7, 29):
-        point = other(jax.random.key(free), spec, cube, jnp.arange(30) != free)
+        point = other(jax.random.key(free), spec, cube, jnp.arange(30) != free, cube[3])
         np.testing.assert_array_equal(spec.level_of(point), grid[free])
+    np.testing.assert_array_equal(other(jax.random.key(0), spec, cube, jnp.ones(30, bool), cube[3]), cube[3])
 
 
 def _lowest(optimizer, problem, key, rounds):

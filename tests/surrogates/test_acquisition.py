@@ -98,7 +98,7 @@ def test_incumbent_and_confidence(x64):
     a = np.linalg.solve(signal_at(x, x) + 0.05 * np.eye(9), z - 0.3)
     np.testing.assert_allclose(jax.jit(incumbent_mean)(conditioned(0.05, x, z)), (0.3 + signal_at(x, x) @ a).min(), rtol=1e-9)
     np.testing.assert_allclose(upper_confidence(np.float64(0.5), np.float64(0.09), 4.0), 2 * 0.3 - 0.5)
-    unseen = dataclasses.replace(conditioned(0.05, x, z), mask=jnp.zeros(x.shape[0], bool))
+    unseen = dataclasses.replace(conditioned(0.05, x, z), mask=jnp.zeros(32, bool))
     assert jax.jit(incumbent_mean)(unseen) == unseen.params.mean
     assert jax.grad(upper_confidence, argnums=1)(0.5, 0.09, 0.0) == 0.0
 
