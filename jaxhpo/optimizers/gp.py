@@ -107,7 +107,8 @@ class BayesOpt:
         caution: how much the risk of a trial that diverges counts: so many times the log probability of success is added to
             the acquisition, which multiplies an expected improvement by that probability to this power. With 1, the
             textbook's product, a search that has converged beside a region of failures spends most of its trials there, for
-            there the model still sees improvement.
+            there the model still sees improvement. Where the lowest losses lie at the very edge of failures, many trials
+            fall over it at the default, too; 0 leaves failures out of account.
         capacity: observations that the first table holds at least; its rows are a power of two that has room for the
             lanes too. As large as the number of trials, it never grows, and nothing is compiled twice.
         max_capacity: observations for which it grows; the time of an update grows with the cube of its rows.

@@ -16,6 +16,7 @@ from jaxhpo.surrogates.acquisition import (
 )
 from jaxhpo.surrogates.fit import Model, Priors, fit
 from jaxhpo.surrogates.kernels import KERNELS, KernelParams, covariance, inputs_of
+from jaxhpo.surrogates.outputs import excess
 from jaxhpo.surrogates.regression import GPParams, Posterior, add_pending, condition, joint_samples, log_likelihood, predict
 from jaxhpo.surrogates.search import maximise, pool_of
 from jaxhpo.surrogates.table import Table, empty_table, observe
@@ -33,6 +34,7 @@ __all__ = [
     "condition",
     "covariance",
     "empty_table",
+    "excess",
     "fit",
     "incumbent_mean",
     "inputs_of",

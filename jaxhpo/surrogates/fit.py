@@ -122,7 +122,10 @@ def negative_log_posterior(
 def fit(
     model: Model, priors: Priors, starts: jax.Array, x: jax.Array, v: jax.Array, mask: jax.Array, num_steps: jax.Array | int
 ) -> jax.Array:
-    """The best parameters ``[P]`` found from ``starts [S, P]`` in ``num_steps`` evaluations each."""
+    """The best parameters ``[P]`` found from ``starts [S, P]`` in ``num_steps`` evaluations each.
+
+    ``x [N, D]`` as made by :func:`jaxhpo.surrogates.inputs_of`, ``v [N]`` from losses by :func:`jaxhpo.surrogates.excess`.
+    """
     value_and_grad = jax.vmap(jax.value_and_grad(lambda theta: negative_log_posterior(model, priors, theta, x, v, mask)))
     lower, upper = model.bounds(priors)
     theta, value = minimise_in_box(value_and_grad, jnp.clip(starts, lower, upper), lower, upper, num_steps, first_step=0.5)

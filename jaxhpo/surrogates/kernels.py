@@ -87,7 +87,15 @@ def kumaraswamy(log_exponents: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def covariance(params: KernelParams, spec: CubeSpec, kernel: str, x: jax.Array, other: jax.Array) -> jax.Array:
-    """Covariance of the signal between inputs ``[M, D]`` and ``[N, D]``, as ``[M, N]``."""
+    """Covariance of the signal between inputs ``[M, D]`` and ``[N, D]`` of :func:`inputs_of`, as ``[M, N]``.
+
+    Raises:
+        ValueError: for a kernel that is not one of ``KERNELS``, and for inputs of another D.
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel {kernel!r}: must be one of {', '.join(KERNELS)}")
+    if x.shape[-1] != spec.num_dims or other.shape[-1] != spec.num_dims:
+        raise ValueError(f"inputs of shapes {x.shape} and {other.shape}: must have {spec.num_dims} columns, as the space")
     if params.input_warp is not None:
         warps = spec.is_float
         x = jnp.where(warps, kumaraswamy(params.input_warp, x), x)

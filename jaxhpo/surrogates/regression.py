@@ -113,7 +113,17 @@ class Posterior:
 
 
 def condition(params: GPParams, spec: CubeSpec, kernel: str, x: jax.Array, z: jax.Array, mask: jax.Array) -> Posterior:
-    """The posterior given the observed rows (RW algorithm 2.1)."""
+    """The posterior given the rows of ``mask bool[N]`` (Rasmussen & Williams 2006, algorithm 2.1).
+
+    Args:
+        params: ``fit`` finds them, as ``model.unpack(theta)[0]``.
+        spec: the cube, ``space.spec``.
+        kernel: one of ``KERNELS``.
+        x: ``[N, D]``, points of the cube as :func:`jaxhpo.surrogates.inputs_of` makes them.
+        z: ``[N]``, losses, standardised as by ``model.targets(theta, excess(loss, mask), mask)[0]``; means, variances and
+            samples are in their units.
+        mask: which rows are observations; a power of two of rows is fastest.
+    """
     x = jnp.where(mask[:, None], x, 0.0)
     with jax.default_matmul_precision("highest"):
         matrix = covariance(params.kernel, spec, kernel, x, x)

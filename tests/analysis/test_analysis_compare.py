@@ -116,6 +116,8 @@ def test_what_cannot_be_compared_is_refused(make_record):
         compare([one, make_record([0.5], direction="maximize", seed=1)])
     with pytest.raises(JaxhpoError, match=r"minimize 'error'"):
         compare([one, make_record([0.5], metric="error", seed=1)])
+    with pytest.raises(JaxhpoError, match=r"same seed \[0, 5\]"):  # a key of JAX
+        compare([make_record([0.5], seed=[0, 5]), make_record([0.4], seed=[0, 5])])
     with pytest.raises(JaxhpoError, match="same seed 0"):
         compare([one, make_record([0.6], folder="elsewhere")])
 

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 from scipy import stats
 
-from jaxhpo.core import CubeSpec, Feedback
+from jaxhpo.core import CubeSpec, Feedback, problems_of
 from jaxhpo.optimizers import RandomSearch
 
 
@@ -17,3 +17,8 @@ def test_points_are_uniform_and_new_ones_do_not_depend_on_the_old():
         assert stats.kstest(column, "uniform").pvalue > 1e-3
     between = np.corrcoef(columns.T)[np.triu_indices(4, 1)]
     assert stats.chi2.sf(4000 * (between**2).sum(), df=6) > 1e-3
+
+
+def test_sizes_are_whole_numbers_by_type():
+    assert problems_of(RandomSearch(4.0)) == ["num_lanes = 4.0: must be whole and at least 1"]
+    assert problems_of(RandomSearch(np.int64(4))) == []

@@ -99,3 +99,12 @@ def test_only_floats_are_warped(x64):
     warped[:, :2] = 1 - (1 - x[:, :2] ** 1.5) ** 1.5
     got = covariance(params_of(MIXED, warp=warp), MIXED, "matern52", x, x)
     np.testing.assert_allclose(got, covariance(params_of(MIXED), MIXED, "matern52", warped, warped), rtol=1e-12)
+
+
+def test_unknown_kernels_and_inputs_of_another_space_are_refused():
+    params = KernelParams(jnp.zeros(2), jnp.zeros(()))
+    x = jnp.zeros((3, 2))
+    with pytest.raises(ValueError, match="'matern': must be one of matern52, rbf"):
+        covariance(params, CubeSpec.floats(2), "matern", x, x)
+    with pytest.raises(ValueError, match=r"\(3, 1\).*must have 2 columns"):
+        covariance(params, CubeSpec.floats(2), "rbf", x[:, :1], x[:, :1])
