@@ -54,6 +54,9 @@ def problems_of(optimizer: Any) -> list[str]:
     found = []
     for field in dataclasses.fields(optimizer):
         value, name = getattr(optimizer, field.name), field.name
+        if dataclasses.is_dataclass(field.default) and not isinstance(value, type(field.default)):
+            found.append(f"{name} = {value!r}: must be a {type(field.default).__name__}")
+            continue
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             found += [f"{name}.{line}" for line in problems_of(value)]
             continue

@@ -20,7 +20,7 @@ import json
 import math
 import sqlite3
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -405,11 +405,7 @@ def reopen_record(folder: str | Path, identity: dict[str, Any]) -> Record:
     connection.close()
     told, wanted = json.loads(canonical(identity)), facts["identity"]
     if told != wanted:
-        parts = sorted(key for key in told.keys() | wanted.keys() if told.get(key) != wanted.get(key))
-        shown = "; ".join(
-            f"{key}: {canonical(wanted.get(key))[:80]} recorded, {canonical(told.get(key))[:80]} now" for key in parts
-        )
-        raise JaxhpoError(f"{folder}: the record belongs to another study ({shown})")
+        raise JaxhpoError(f"{folder}: the record belongs to another study ({'; '.join(_differences('', wanted, told))})")
     lock = _take_lock(folder)
     try:
         with _clearly(folder / FILE):
@@ -417,6 +413,16 @@ def reopen_record(folder: str | Path, identity: dict[str, Any]) -> Record:
     except BaseException:
         lock.close()
         raise
+
+
+def _differences(path: str, recorded: Any, now: Any) -> Iterator[str]:
+    """Which values differ, each under its own name."""
+    if not (isinstance(recorded, dict) and isinstance(now, dict)):
+        yield f"{path}: {canonical(recorded)[:80]} recorded, {canonical(now)[:80]} now"
+        return
+    for key in sorted(recorded.keys() | now.keys()):
+        if recorded.get(key) != now.get(key):
+            yield from _differences(f"{path}.{key}" if path else key, recorded.get(key), now.get(key))
 
 
 def number_or_none(value: float) -> float | None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import jaxhpo as jh
-from jaxhpo.core import CubeSpec, Feedback, Kind, Query, Run
+from jaxhpo.core import CubeSpec, Feedback, Kind, Query, Run, problems_of
 from jaxhpo.optimizers import BayesOpt, SobolSearch, registry
 from jaxhpo.surrogates.acquisition import ACQUISITIONS
+from jaxhpo.surrogates.fit import Priors
 from jaxhpo.surrogates.table import observe
 from jaxhpo.surrogates.trust_region import FIRST, LEAST
 
@@ -133,3 +134,8 @@ def test_a_discrete_space_is_asked_once_through_though_trials_fail():
         state = tell(state, state.cube, [np.nan if sum(level) % 3 == 0 else float(sum(level))], number=number)
     assert len(set(asked[3:])) == 9  # the model's; points of the design may be equal
     assert len(set(asked)) == len(set(asked[:3])) + 9
+
+
+def test_priors_are_checked():
+    assert problems_of(BayesOpt(2, priors=(1, 2))) == ["priors = (1, 2): must be a Priors"]
+    assert problems_of(BayesOpt(2, priors=Priors(noise_floor=-1.0))) == ["priors.noise_floor = -1.0: must be at least 1e-12"]

@@ -155,7 +155,7 @@ def test_resume_of_a_finished_study_changes_nothing(tmp_path):
     [
         ({"seed": 5}, "key"),
         ({"num_trials": 41}, "num_trials"),
-        ({"optimizer": jh.RandomSearch(num_lanes=6)}, "optimizer"),
+        ({"optimizer": jh.RandomSearch(num_lanes=6)}, "optimizer[.a-z]*"),
         ({"objective": training(num_steps=15)}, "num_steps"),
         ({"space": jh.Space({"lr": jh.Float(0.01, 0.8), "kind": jh.Choice(["a", "b"])})}, "space"),
     ],
