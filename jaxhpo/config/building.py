@@ -124,18 +124,12 @@ def _optimizer(problems: Problems, key: Key, table: dict[str, Any]) -> Any:
     cls = _optimizer_class(problems, (*key, "name"), name) if isinstance(name, str) else None
     if cls is None:
         return None
-    values = _values(problems, key, cls, {field: value for field, value in table.items() if field != "name"})
-    if problems.under(key):
-        return None
-    try:
-        return _without_problems(problems, key, cls(**values))
-    except (ValueError, TypeError, JaxhpoError) as error:
-        problems.add(key, str(error))
-    return None
+    made = _made(problems, key, cls, {field: value for field, value in table.items() if field != "name"})
+    return None if made is None else _without_problems(problems, key, made)
 
 
-def _values(problems: Problems, key: Key, cls: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """The values of a dataclass's fields as a table gives them; adds what is wrong."""
+def _made(problems: Problems, key: Key, cls: Any, given: dict[str, Any]) -> Any:
+    """The dataclass with its fields as a table gives them; None after adding what is wrong."""
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     hints = _hints(cls)
     meant = check_names(problems, key, given, fields, f"field of {cls.__name__}")
@@ -147,7 +141,7 @@ def _values(problems: Problems, key: Key, cls: Any, given: dict[str, Any]) -> di
             if required and field_name not in meant:
                 problems.add(at, f"missing; must be {limited(hint, field.metadata)}")
         elif isinstance(given[field_name], dict) and is_settings(hint):
-            values[field_name] = hint(**_values(problems, at, hint, given[field_name]))
+            values[field_name] = _made(problems, at, hint, given[field_name])
         elif isinstance(given[field_name], dict) and (_is_named(given[field_name]) or conforms({}, hint)):
             check_named(problems, at, given[field_name], "name")
             values[field_name] = _optimizer(problems, at, given[field_name])
@@ -157,7 +151,13 @@ def _values(problems: Problems, key: Key, cls: Any, given: dict[str, Any]) -> di
             values[field_name] = imported(problems, at, given[field_name])
         else:
             values[field_name] = converted(given[field_name], hint)
-    return values
+    if problems.under(key):
+        return None
+    try:
+        return cls(**values)
+    except (ValueError, TypeError, JaxhpoError) as error:
+        problems.add(key, str(error))
+    return None
 
 
 def _is_named(table: dict[str, Any]) -> bool:

@@ -72,6 +72,11 @@ def _num_rows(num_observations: int, num_lanes: int) -> int:
     return 1 << (max(num_observations, 8, 2 * num_lanes) + num_lanes - 1).bit_length()
 
 
+def _among(points: jax.Array, others: jax.Array, used: jax.Array) -> jax.Array:
+    """Which points ``[M, D]`` are one of the others ``[N, D]`` that are ``used``, ``bool[M]``."""
+    return ((points[:, None, :] == others[None, :, :]).all(-1) & used).any(1)
+
+
 @pytree_dataclass
 class BayesOpt:
     """Bayesian optimization: each lane that is done takes the point of the highest acquisition, given all that is known.
@@ -170,10 +175,7 @@ class BayesOpt:
             design = dataclasses.replace(design, left=jnp.where(ends, self.num_initial, design.left))
         # As long as no trial has succeeded there is nothing to model: the design goes on.
         barren = ~(table.sound & (table.epoch == region.life)).any()
-        left = design.left
-        longer = dataclasses.replace(design, left=jnp.where(barren, jnp.maximum(left, self.num_lanes), left))
-        design, points, initial = given_out(longer, done)
-        design = dataclasses.replace(design, left=jnp.maximum(left - initial.sum(dtype=jnp.int32), 0))
+        design, points, initial = given_out(design, done, goes_on=barren)
         state = dataclasses.replace(
             state,
             cube=jnp.where(initial[:, None], spec.snap(points), state.cube),
@@ -258,11 +260,11 @@ class BayesOpt:
         model, table = self._model(state.spec, labels=True), state.table
         label = jnp.where(table.used, jnp.where(table.failed, -1.0, 1.0), 0.0).astype(x.dtype)
 
-        def fitted() -> jax.Array:
+        def refitted() -> jax.Array:
             starts = jnp.stack([state.label_theta, model.random_start(key, self.priors)])
             return fit(model, self.priors, starts, x, label, table.used, self.fit_steps)
 
-        theta = lax.cond(table.failed.any(), fitted, lambda: state.label_theta)
+        theta = lax.cond(table.failed.any(), refitted, lambda: state.label_theta)
         return theta, condition(model.unpack(theta)[0], model.spec, model.kernel, x, label, table.used)
 
     def _score(self, key: jax.Array, posterior: Posterior, labels: Posterior, table: Table) -> Score:
@@ -284,8 +286,9 @@ class BayesOpt:
                 value = log_ei(*predict(posterior, inputs), best)
             value += lax.cond(failed, lambda: self.caution * log_feasibility(labels, inputs), lambda: jnp.zeros_like(value))
             if not spec.is_float.any():
-                same = (inputs[:, None, :] == posterior.x[None, :, :]).all(-1) & (posterior.mask | table.used)
-                value -= jnp.where(same.any(1) & (posterior.params.log_noise < _QUIET), _REPEATED, 0.0)
+                again = _among(inputs, posterior.x, posterior.mask)  # pending ones, too
+                again |= _among(inputs, inputs_of(spec, table.cube.astype(inputs.dtype)), table.used)  # failed ones, too
+                value -= jnp.where(again & (posterior.params.log_noise < _QUIET), _REPEATED, 0.0)
             return value
 
         return score

@@ -104,17 +104,20 @@ def initial_design(key: jax.Array, num_dims: int, num_lanes: int, num_points: in
     return InitialDesign(directions, shift, following, left), sobol_points(directions, shift, first)
 
 
-def given_out(design: InitialDesign, done: jax.Array) -> tuple[InitialDesign, jax.Array, jax.Array]:
-    """The design after lanes that are done have taken what is left, from the first lane on.
+def given_out(
+    design: InitialDesign, done: jax.Array, goes_on: jax.Array | bool = False
+) -> tuple[InitialDesign, jax.Array, jax.Array]:
+    """The design after lanes that are done have taken what is left, from the first lane on; all of them if it ``goes_on``.
 
     Returns:
         the design, points ``f32[B, D]``, and which lanes ``bool[B]`` are given theirs.
     """
     rank = jnp.cumsum(done, dtype=jnp.int32) - 1
-    given = done & (rank < design.left)
+    given = done & ((rank < design.left) | goes_on)
     points = sobol_points(design.directions, design.shift, (design.next + rank) % 2**BITS)
     count = given.sum(dtype=jnp.int32)
-    return dataclasses.replace(design, next=(design.next + count) % 2**BITS, left=design.left - count), points, given
+    left = jnp.maximum(design.left - count, 0)
+    return dataclasses.replace(design, next=(design.next + count) % 2**BITS, left=left), points, given
 
 
 @pytree_dataclass
