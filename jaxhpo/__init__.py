@@ -6,23 +6,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxhpo import analysis, benchmarks, optimizers, space, study, surrogates, tasks
+    from jaxhpo import analysis, benchmarks, hypergradients, optimizers, space, study, surrogates, tasks
     from jaxhpo.core import FULL, CubeSpec, Feedback, Kind, Optimizer, Query, problems_of, pytree_dataclass, setting
     from jaxhpo.errors import JaxhpoError
-    from jaxhpo.optimizers import PSO, TPE, BayesOpt, GridSearch, LocalSearch, RandomSearch, SobolSearch
+    from jaxhpo.optimizers import PSO, TPE, BayesOpt, GridSearch, HypergradientDescent, LocalSearch, RandomSearch, SobolSearch
     from jaxhpo.space import Bool, Choice, Float, Int, Space
     from jaxhpo.study import Progress, Result, Study, confirm, maximize, minimize, prepare_jax, pure_study, run_study
     from jaxhpo.tasks import HostFunction, Task, Training
 
 __version__ = "0.1.0"
 
-_ROOMS = ("analysis", "benchmarks", "optimizers", "space", "study", "surrogates", "tasks")
+_ROOMS = ("analysis", "benchmarks", "hypergradients", "optimizers", "space", "study", "surrogates", "tasks")
 _HOMES = {
     **dict.fromkeys(
         ("FULL", "CubeSpec", "Feedback", "Kind", "Optimizer", "Query", "problems_of", "pytree_dataclass", "setting"), "core"
     ),
     "JaxhpoError": "errors",
-    **dict.fromkeys(("BayesOpt", "GridSearch", "LocalSearch", "PSO", "RandomSearch", "SobolSearch", "TPE"), "optimizers"),
+    **dict.fromkeys(
+        ("BayesOpt", "GridSearch", "HypergradientDescent", "LocalSearch", "PSO", "RandomSearch", "SobolSearch", "TPE"),
+        "optimizers",
+    ),
     **dict.fromkeys(("Bool", "Choice", "Float", "Int", "Space"), "space"),
     **dict.fromkeys(
         ("Progress", "Result", "Study", "confirm", "maximize", "minimize", "prepare_jax", "pure_study", "run_study"), "study"
@@ -42,6 +45,7 @@ __all__ = [
     "Float",
     "GridSearch",
     "HostFunction",
+    "HypergradientDescent",
     "Int",
     "JaxhpoError",
     "Kind",
@@ -59,6 +63,7 @@ __all__ = [
     "analysis",
     "benchmarks",
     "confirm",
+    "hypergradients",
     "maximize",
     "minimize",
     "optimizers",

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxhpo.errors import JaxhpoError
+
 FULL = int(np.iinfo(np.int32).max)
 """A budget that means: the whole training."""
 
@@ -79,6 +81,19 @@ def problems_of(optimizer: Any) -> list[str]:
         if not math.isfinite(number) or whole or (low is not None and number < low) or (high is not None and number > high):
             found.append(f"{name} = {value!r}: must be {whole}{limits}")
     return found
+
+
+class UnfitDimensions(JaxhpoError):
+    """An optimizer's word that it cannot search some dimensions of the cube; the driver knows their names.
+
+    Attributes:
+        dims: numbers of the dimensions.
+        reason: why not, and what would be right.
+    """
+
+    def __init__(self, dims: Sequence[int], reason: str):
+        self.dims, self.reason = tuple(map(int, dims)), reason
+        super().__init__(f"dimensions {', '.join(map(str, self.dims[:8]))}{', ...' if len(self.dims) > 8 else ''}: {reason}")
 
 
 class Kind(enum.IntEnum):

@@ -8,6 +8,7 @@ from jaxhpo.optimizers.registry import ENTRIES, Entry, example, load
 
 if TYPE_CHECKING:
     from jaxhpo.optimizers.gp import BayesOpt
+    from jaxhpo.optimizers.gradient_descent import HypergradientDescent
     from jaxhpo.optimizers.grid import GridSearch
     from jaxhpo.optimizers.local import LocalSearch
     from jaxhpo.optimizers.pso import PSO
@@ -25,6 +26,7 @@ __all__ = [
     "BayesOpt",
     "Entry",
     "GridSearch",
+    "HypergradientDescent",
     "LocalSearch",
     "RandomSearch",
     "SobolSearch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -17,12 +18,14 @@ class Entry(NamedTuple):
         module: where it is found.
         description: in one line what it is.
         wraps: for one that wraps another, a usual inner one.
+        inner: the field that holds the inner one.
         light: settings with which an example is cheap, where the defaults are made for expensive trials.
     """
 
     module: str
     description: str
     wraps: str | None = None
+    inner: str = "inner"
     light: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -46,6 +49,12 @@ ENTRIES: dict[str, Entry] = {
             "max_capacity": 16,
         },
     ),
+    "HypergradientDescent": Entry(
+        "jaxhpo.optimizers.gradient_descent",
+        "an optax optimizer along the gradient by the hyperparameters, restarts",
+        wraps="RandomSearch",
+        inner="explorer",
+    ),
 }
 
 
@@ -62,10 +71,13 @@ def load(name: str) -> type:
 
 def example(name: str, num_lanes: int) -> Any:
     """An instance with the default or, where there are any, light settings; a wrapper around the inner one of its entry."""
-    entry = ENTRIES[name]
-    if entry.wraps is None:
-        return load(name)(num_lanes=num_lanes, **entry.light)
-    return load(name)(example(entry.wraps, num_lanes), **entry.light)
+    entry, cls = ENTRIES[name], load(name)
+    settings = dict(entry.light)
+    if entry.wraps is not None:
+        settings[entry.inner] = example(entry.wraps, num_lanes)
+    if any(field.name == "num_lanes" for field in dataclasses.fields(cls)):  # else it has those of the inner one
+        settings["num_lanes"] = num_lanes
+    return cls(**settings)
 
 
 def __getattr__(name: str) -> Any:

@@ -227,6 +227,23 @@ class Space:
         middle = self.spec.cube_of(jnp.round(value).astype(jnp.int32) - self.first)
         return jnp.where(self.spec.is_float, cube, middle)
 
+    def moved(self, floats: Mapping[str, Array], moves: Mapping[str, Array]) -> dict[str, jax.Array]:
+        """Decoded floats by name after moves in the cube, both shaped as the leaf: the same bits where nothing moves.
+
+        What would leave the bounds stays on them.
+        """
+        found, log = {}, self._is_log()
+        for slot in self.slots:
+            if slot.name in floats:
+                low, high, lower, upper = (
+                    jnp.asarray(bound)[slot.offset : slot.offset + slot.size].reshape(slot.shape)
+                    for bound in (self.low, self.high, self.lower, self.upper)
+                )
+                step = moves[slot.name] * (upper - lower)
+                value = floats[slot.name]
+                found[slot.name] = jnp.clip(value * jnp.exp(step) if log[slot.offset] else value + step, low, high)
+        return found
+
     def static_of(self, cube: Array) -> jax.Array:
         """The indices of the static choices, ``f32[..., D] -> i32[..., number of static choices]``."""
         places = np.array([slot.offset for slot in self.static_slots], int)

@@ -44,8 +44,12 @@ def confirm(study: Study, source: Result | str | Path, num_seeds: int = 16) -> d
             raise JaxhpoError(no_winner(len(records.read_record(folder).trials), folder))
         number, cube = found
     problem = problem_of(study)
+    # Where the search used hypergradients, fresh seeds need none.
+    plain = (
+        dataclasses.replace(problem, task=problem.task.training.task, has_gradient=False) if problem.has_gradient else problem
+    )
     static = tuple(np.asarray(study.space.static_of(cube)).tolist()) or None
-    fresh = dataclasses.replace(problem, key=jax.random.fold_in(problem.key, CONFIRM_STREAM), static=static)
+    fresh = dataclasses.replace(plain, key=jax.random.fold_in(problem.key, CONFIRM_STREAM), static=static)
     plan = make_plan(num_seeds, study.space.num_dims, None, study.devices)
     values = study.space.decode_arrays(np.broadcast_to(cube, (num_seeds, cube.shape[0])))
     outcome, test = jax.device_get(programs_of(plan).to_end(fresh, values, np.arange(num_seeds, dtype=np.int32)))

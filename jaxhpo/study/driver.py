@@ -24,13 +24,14 @@ import numpy as np
 
 from jaxhpo.core import Optimizer, problems_of
 from jaxhpo.errors import JaxhpoError
+from jaxhpo.hypergradients import Estimator
 from jaxhpo.space import Space, as_space, label_of
 from jaxhpo.study import record as records
 from jaxhpo.study.engines import CompiledEngine, Engine, HostEngine, StaticGroups, host_trials
 from jaxhpo.study.keeper import Keeper
 from jaxhpo.study.loop import Carry
 from jaxhpo.study.platform import environment
-from jaxhpo.study.problem import Plan, Problem, make_plan, make_problem
+from jaxhpo.study.problem import Plan, Problem, make_plan, make_problem, with_gradient
 from jaxhpo.study.record import Record
 from jaxhpo.study.result import Result, Trial, TrialTable
 from jaxhpo.study.room import rounds_that_fit, with_room
@@ -114,6 +115,7 @@ def _check(study: Study) -> None:
 def _host_problem(study: Study) -> Problem:
     """A problem whose trials run outside: only the optimizer and the space count."""
     metric = study.metric or "loss"
+    with_gradient(study.objective, study.optimizer, metric)
     problem = make_problem(
         lambda key, hparams: {metric: 0.0},
         study.space,
@@ -147,7 +149,7 @@ def plan_of(study: Study, folder: Path | None = None) -> Plan:
     width = study.shard_width
     if folder is not None and width is None:
         width = records.recorded_facts(folder)["identity"]["shard_width"]
-    training = isinstance(study.objective, Training)
+    training = isinstance(study.objective, (Training, Estimator))
     return make_plan(study.optimizer.num_lanes, study.space.num_dims, width, study.devices, training)
 
 
@@ -168,7 +170,9 @@ def _settings(optimizer: Any) -> dict[str, Any]:
             return _settings(value)
         return value.tolist() if hasattr(value, "tolist") else label_of(value)
 
-    fields = {field.name: plain(getattr(optimizer, field.name)) for field in dataclasses.fields(optimizer)}
+    fields = {
+        f.name: plain(getattr(optimizer, f.name)) for f in dataclasses.fields(optimizer) if f.name not in ("task", "loss")
+    }
     return {"name": type(optimizer).__name__, **fields}
 
 
@@ -194,7 +198,8 @@ def _digest(task: Any) -> str:
 
 def _identity(study: Study, problem: Problem, width: int) -> dict[str, Any]:
     """What makes the trials of a study what they are; a resumed study must have the same."""
-    return {
+    estimator = {"estimator": _settings(problem.task)} if problem.has_gradient else {}
+    return estimator | {
         "space": study.space.describe(),
         "optimizer": _settings(study.optimizer),
         "num_trials": study.num_trials,

@@ -174,6 +174,12 @@ class StaticGroups:
         statics = self._problem.space.static_among(row.values)
         over, sound, steps = waiting.copy(), np.ones(lanes, bool), np.zeros(lanes, np.int32)
         metrics: dict[str, Any] = {}
+        grads: dict[str, Any] = {}
+
+        def put(columns: dict[str, Any], found: dict[str, Any], batch: np.ndarray) -> None:
+            for name, values in found.items():
+                columns.setdefault(name, np.full((lanes, *values.shape[1:]), np.nan, np.float32))[batch] = values[: len(batch)]
+
         for static in sorted({tuple(map(int, s)) for s in statics[waiting]}):
             group = np.flatnonzero(waiting & (statics == static).all(axis=1))
             problem = dataclasses.replace(self._problem, static=static)
@@ -183,9 +189,9 @@ class StaticGroups:
                 values = [value[filled] for value in row.values]
                 outcome, _ = jax.device_get(self._programs.to_end(problem, values, row.number[filled]))
                 sound[batch], steps[batch] = outcome.sound[: len(batch)], outcome.steps[: len(batch)]
-                for name, values in outcome.metrics.items():
-                    metrics.setdefault(name, np.full(lanes, np.nan, np.float32))[batch] = values[: len(batch)]
-        return Outcome(metrics, over, sound, steps), Told()
+                put(metrics, outcome.metrics, batch)
+                put(grads, outcome.grad or {}, batch)
+        return Outcome(metrics, over, sound, steps, grads or None), Told()
 
     def close(self) -> None:
         pass

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 
 from jaxhpo.core import Array, pytree_dataclass
 from jaxhpo.study.problem import TRIAL_STREAM, Plan, Problem, scalar_metrics
+from jaxhpo.tasks.task import init_and_step_keys
 
 LANES, EVERYWHERE = PartitionSpec("lanes"), PartitionSpec()
 
@@ -50,22 +51,19 @@ class Outcome:
         over: ``bool[P]``, the loss is due or the training diverged.
         sound: ``bool[P]``, no NaN in the training state.
         steps: ``i32[P]``, steps survived.
+        grad: derivative of the metric by each float of the space by name, ``[P, *shape]``; None without an estimator.
     """
 
     metrics: dict[str, Array]
     over: Array
     sound: Array
     steps: Array
+    grad: dict[str, Array] | None = None
 
 
 def trial_key(key: Array, number: Array) -> Array:
     """The key of a trial: from the study's key and the trial's number alone."""
     return jax.random.fold_in(jax.random.fold_in(key, TRIAL_STREAM), number)
-
-
-def init_and_step_keys(key: Array) -> tuple[Array, Array]:
-    """A trial's key as the key of ``init`` and the key below which every step has its own."""
-    return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
 
 
 def has_no_nan(tree: Any) -> Array:
@@ -80,8 +78,23 @@ def init_state(problem: Problem, row: Row) -> Any:
     return problem.task.init(init_key, problem.hparams(row.values))
 
 
+def _estimate_shard(problem: Problem, row: Row) -> Outcome:
+    """Whole trainings of ``W`` lanes with the derivative of their metric."""
+
+    def one(values: Sequence[Array], number: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        estimate = problem.task.estimate(trial_key(problem.key, number), *problem.floats(values))
+        return scalar_metrics(estimate.metrics), estimate.grad
+
+    metrics, grad = jax.vmap(one)(row.values, row.number)
+    sound = jnp.isfinite(metrics[problem.metric])
+    steps = jnp.where(sound, problem.num_steps, 0).astype(jnp.int32)
+    return Outcome(metrics, ~row.idle, sound, steps, grad)
+
+
 def _train_shard(problem: Problem, row: Row, state: Any) -> tuple[Any, Outcome]:
     """One round of ``W`` lanes: begin where fresh, train, score where due."""
+    if problem.has_gradient:
+        return state, _estimate_shard(problem, row)
     step_keys = jax.vmap(lambda number: init_and_step_keys(trial_key(problem.key, number))[1])(row.number)
 
     def begin(state: Any) -> Any:
@@ -167,6 +180,9 @@ def train_to_end(problem: Problem, plan: Plan, values: Sequence[Array], number: 
     values, number = pad(plan, (values, number))
 
     def shard(problem: Problem, values: Sequence[Array], number: Array, due: Array) -> tuple[Outcome, dict[str, Any]]:
+        if problem.has_gradient:
+            return _estimate_shard(problem, Row(values, number, due > 0, jnp.zeros_like(due), due, due < 0)), {}
+
         def one_round(i: Array, carry: tuple[Any, Outcome]) -> tuple[Any, Outcome]:
             steps = jnp.full(due.shape, i * problem.round_steps, jnp.int32)
             row = Row(values, number, jnp.broadcast_to(i == 0, due.shape), steps, due, due < 0)

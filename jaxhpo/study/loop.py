@@ -22,6 +22,9 @@ from jaxhpo.core import FRESH, Array, Feedback, Query, pytree_dataclass
 from jaxhpo.study.lanes import Outcome, Row, init_state, pad, train_round, unpad
 from jaxhpo.study.problem import INIT_STREAM, ROUND_STREAM, Plan, Problem
 
+GRADIENT_NORM = "gauge/gradient"
+"""The metric that is the norm of the gradient by the cube, where an estimator computes one."""
+
 
 @pytree_dataclass
 class Carry:
@@ -75,7 +78,7 @@ def first_carry(problem: Problem, plan: Plan, with_states: bool = True) -> Carry
     lanes, num_dims = plan.num_lanes, problem.space.num_dims
     zero, nobody = jnp.zeros((), jnp.int32), jnp.full(lanes, -1, jnp.int32)
     states = ()
-    if with_states:
+    if with_states and not problem.has_gradient:
         row = Row(problem.space.decode_arrays(jnp.zeros(num_dims)), zero, zero > 0, zero, zero, zero > 0)
         shapes = jax.eval_shape(init_state, problem, row)
         states = jax.tree.map(lambda x: jnp.zeros((plan.padded_lanes, *x.shape), x.dtype), shapes)
@@ -133,7 +136,11 @@ def learn(problem: Problem, carry: Carry, query: Query, row: Row, outcome: Outco
     value = outcome.metrics[problem.metric] * problem.sign
     loss = jnp.where(outcome.sound & jnp.isfinite(value), value, jnp.nan)
     done = outcome.over & (row.number < problem.num_trials)
-    feedback = Feedback(jnp.where(done, loss, jnp.nan), done, outcome.steps)
+    grad, metrics = None, outcome.metrics
+    if outcome.grad is not None:
+        grad = problem.cube_gradient(query.cube, outcome.grad)
+        metrics = metrics | {GRADIENT_NORM: jnp.linalg.norm(grad, axis=1)}
+    feedback = Feedback(jnp.where(done, loss, jnp.nan), done, outcome.steps, grad)
     ranked = jnp.where(done & ~jnp.isnan(loss), loss, jnp.inf)
     lane = jnp.argmin(ranked)
     better = ranked[lane] < carry.best_loss
@@ -152,7 +159,7 @@ def learn(problem: Problem, carry: Carry, query: Query, row: Row, outcome: Outco
         train_state=train_state,
     )
     rounds = jnp.broadcast_to(carry.round - 1, done.shape)
-    return carry, Trials(done, row.number, rounds, query.cube, row.values, loss, outcome.steps, outcome.metrics)
+    return carry, Trials(done, row.number, rounds, query.cube, row.values, loss, outcome.steps, metrics)
 
 
 def _take_over(source: Array, state: Any) -> Any:

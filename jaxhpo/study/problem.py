@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxhpo.core import Array, Optimizer, pytree_dataclass, setting
+from jaxhpo.core import Array, Kind, Optimizer, UnfitDimensions, pytree_dataclass, setting
 from jaxhpo.errors import JaxhpoError
+from jaxhpo.hypergradients import Estimator, ValueAndGrad
+from jaxhpo.hypergradients.estimate import Assemble, Floats
 from jaxhpo.space import Space
-from jaxhpo.tasks import Task, Training, check_task
+from jaxhpo.tasks import HostFunction, Task, Training, check_task
 from jaxhpo.tasks.task import callable_pytree
 
 # The streams of random numbers below the study's key.
@@ -27,7 +29,8 @@ class Problem:
     """A study as one pytree: changing any number in it recompiles nothing.
 
     Attributes:
-        space, optimizer, task: as the user gave them; data sit in the task's leaves.
+        space, optimizer: as the user gave them.
+        task: the user's task, or the estimator of its hypergradient; data sit in its leaves.
         key: the study's key; all others are folded out of it.
         num_trials: ``i32[]``, trials to finish.
         sign: ``f32[]``, 1 to minimise the metric, -1 to maximise it.
@@ -36,11 +39,12 @@ class Problem:
         metric: the metric that is the loss (static).
         watch_state: whether a NaN in the training state means that the trial diverged (static).
         static: an index for every static choice of the space, None where there are none (static).
+        has_gradient: the task is an estimator, whose trials are whole trainings with a gradient (static).
     """
 
     space: Space
     optimizer: Optimizer
-    task: Task
+    task: Any
     key: jax.Array
     num_trials: Array
     sign: Array
@@ -49,10 +53,49 @@ class Problem:
     metric: str = setting(static=True)
     watch_state: bool = setting(static=True)
     static: tuple[int, ...] | None = setting(None, static=True)
+    has_gradient: bool = setting(False, static=True)
 
     def hparams(self, arrays: Sequence[Any]) -> Any:
         """What the task sees of one decoded point."""
         return self.space.assemble(arrays, self.static)
+
+    def floats(self, arrays: Sequence[Any]) -> tuple[Floats, Assemble]:
+        """What the estimator differentiates by at one decoded point, and how the task's hyperparameters are made of it."""
+        return floats_of(self.space, arrays, self.static, in_cube(self.task))
+
+    def cube_gradient(self, cube: Array, grad: Floats) -> Array:
+        """A gradient of the loss by the cube, ``f32[B, D]``, from one of the metric by the floats, ``[B, *shape]`` each."""
+        if in_cube(self.task):
+            none = jnp.zeros(cube.shape[0], jnp.float32)
+            columns = [jnp.asarray(grad.get(s.name, _columns(none, s.size)), jnp.float32) for s in self.space.slots]
+            pulled = jnp.concatenate([x.reshape(x.shape[0], -1) for x in columns], axis=1)
+        else:
+            names = [slot.name for slot in self.space.slots]
+            by_name = lambda cube: {n: x for n, x in zip(names, self.space.decode_arrays(cube), strict=True) if n in grad}
+            decoded, pull = jax.vjp(by_name, cube)
+            (pulled,) = pull({name: grad[name].astype(x.dtype) for name, x in decoded.items()})
+        return pulled * self.sign
+
+
+def _columns(column: Array, count: int) -> Array:
+    return jnp.broadcast_to(column[:, None], (column.shape[0], count))
+
+
+def in_cube(estimator: Any) -> bool:
+    """Whether an estimator moves the point in the cube by finite steps, instead of differentiating by decoded floats."""
+    return getattr(estimator, "moves_in_cube", False)
+
+
+def floats_of(space: Space, arrays: Sequence[Any], static: tuple[int, ...] | None, moves: bool) -> tuple[Floats, Assemble]:
+    """The floats of a decoded point by name, or with ``moves`` their moves in the cube, zeros here; and the way back."""
+    slots = {slot.name: x for slot, x in zip(space.slots, arrays, strict=True) if slot.run.kind == Kind.FLOAT}
+    floats = jax.tree.map(jnp.zeros_like, slots) if moves else slots
+
+    def assemble(new: Floats) -> Any:
+        values = space.moved(slots, new) if moves else new
+        return space.assemble([values.get(slot.name, x) for slot, x in zip(space.slots, arrays, strict=True)], static)
+
+    return floats, assemble
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,14 +189,35 @@ def _report(hparams: Any, metrics: Any) -> Any:
     return metrics
 
 
+def with_gradient(objective: Any, optimizer: Optimizer, metric: str | None) -> Any:
+    """The objective as one that gives the gradients that the optimizer needs.
+
+    Raises:
+        JaxhpoError: if it needs them and the objective has none.
+    """
+    if not getattr(optimizer, "needs_gradient", False) or isinstance(objective, Estimator):
+        return objective
+    name = type(optimizer).__name__
+    if isinstance(objective, (Training, HostFunction)):
+        use = (
+            "use another optimizer"
+            if isinstance(objective, HostFunction)
+            else ("use jaxhpo.hypergradients.Unrolled(task, num_steps), or another estimator, in place of Training")
+        )
+        raise JaxhpoError(f"{name} needs gradients, which a {type(objective).__name__} does not give: {use}")
+    return ValueAndGrad(callable_pytree("objective", objective), metric or "loss")
+
+
 def training_of(objective: Any) -> tuple[Training, bool]:
-    """Any compiled objective as a training, and whether its state tells of divergence.
+    """Any compiled objective without gradients as a training, and whether its state tells of divergence.
 
     A plain loss becomes a training of one empty step whose state is the metrics themselves.
 
     Raises:
         JaxhpoError: for something that is neither a loss nor a training.
     """
+    if isinstance(objective, Estimator):
+        return objective.training, True
     if isinstance(objective, Training):
         return objective, True
     if callable(objective) and not isinstance(objective, type):
@@ -175,8 +239,24 @@ def _check_signature(loss: Callable[..., Any]) -> None:
         ) from error
 
 
-def metric_names(task: Task, space: Space) -> list[str]:
-    """The metrics that a task reports, found without computing anything.
+def _checked_estimator(estimator: Any, space: Space, static: tuple[int, ...] | None) -> dict[str, Any]:
+    """The metrics of an estimator, after its own word on the hyperparameters."""
+
+    def at(estimator: Any, space: Space, key: Array, cube: Array) -> dict[str, Any]:
+        floats, assemble = floats_of(space, space.decode_arrays(cube), static, in_cube(estimator))
+        if not floats:
+            raise JaxhpoError("hypergradients: the space has no Float, and only floats have a derivative")
+        if in_cube(estimator) and getattr(estimator, "log", ()):
+            raise JaxhpoError("Evolution: log: a study perturbs in the cube, where log has its place already; leave it out")
+        estimator.check(floats, assemble)
+        return scalar_metrics(estimator.estimate(key, floats, assemble).metrics)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(at, estimator, space, key, jax.ShapeDtypeStruct((space.num_dims,), np.float32))
+
+
+def metric_names(task: Any, space: Space) -> list[str]:
+    """The metrics that a task, or an estimator, reports, found without computing anything.
 
     Raises:
         JaxhpoError: if the task asks for a hyperparameter that the space lacks.
@@ -193,6 +273,8 @@ def metric_names(task: Task, space: Space) -> list[str]:
         ),
     )
     try:
+        if isinstance(task, Estimator):
+            return list(_checked_estimator(task, space, static))
         return list(check_task(at_a_point, jax.ShapeDtypeStruct((space.num_dims,), np.float32)))
     except (*_NEEDS_VALUES, TypeError) as error:
         text = " ".join(str(error).split())
@@ -237,16 +319,33 @@ def make_problem(
     """
     if isinstance(num_trials, bool) or not isinstance(num_trials, (int, np.integer)) or not 1 <= num_trials < 2**30:
         raise JaxhpoError(f"num_trials = {num_trials!r}: must be a whole number between 1 and 2**30")
+    _check_dimensions(optimizer, space)
+    objective = with_gradient(objective, optimizer, metric)
     training, watch_state = training_of(objective)
+    has_gradient = isinstance(objective, Estimator)
+    if has_gradient and metric not in (None, objective.metric):
+        raise JaxhpoError(f"metric = {metric!r}: the estimator differentiates {objective.metric!r}; both must be the same")
+    task = objective if has_gradient else training.task
     return Problem(
         space=space,
         optimizer=_strong(optimizer),
-        task=training.task,
+        task=task,
         key=key,
         num_trials=np.array(num_trials, np.int32),
         sign=np.array(-1.0 if maximize else 1.0, np.float32),
         num_steps=training.num_steps,
-        round_steps=training.round_steps,
-        metric=choose_metric(metric_names(training.task, space), metric),
+        # A hypergradient needs the whole training: one round.
+        round_steps=training.num_steps if has_gradient else training.round_steps,
+        metric=choose_metric(metric_names(task, space), objective.metric if has_gradient else metric),
         watch_state=watch_state,
+        has_gradient=has_gradient,
     )
+
+
+def _check_dimensions(optimizer: Optimizer, space: Space) -> None:
+    """Refuses hyperparameters that the optimizer cannot search, by their names."""
+    try:
+        jax.eval_shape(lambda: optimizer.init(jax.random.key(0), space.spec))
+    except UnfitDimensions as error:
+        unfit = [s.name for s in space.slots if any(s.offset <= dim < s.offset + s.size for dim in error.dims)]
+        raise JaxhpoError(f"{', '.join(unfit)}: {error.reason}") from None

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jaxhpo.tasks.linen import from_linen
     from jaxhpo.tasks.nnx import from_nnx
     from jaxhpo.tasks.repeated import over_seeds
+    from jaxhpo.tasks.supervised import training_loss
     from jaxhpo.tasks.task import HostFunction, Task, Training, check_task
 
 _HOMES = {
@@ -20,6 +21,7 @@ _HOMES = {
     "from_linen": "linen",
     "from_nnx": "nnx",
     "over_seeds": "repeated",
+    "training_loss": "supervised",
 }
 _MODULES = ("dropout", "masked", "metrics", "minibatch", "schedules")
 
@@ -36,6 +38,7 @@ __all__ = [
     "minibatch",
     "over_seeds",
     "schedules",
+    "training_loss",
 ]
 
 

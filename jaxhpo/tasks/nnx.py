@@ -10,6 +10,7 @@ import jax
 import optax
 from flax import nnx
 
+from jaxhpo.tasks.batch_norm import with_derivatives
 from jaxhpo.tasks.supervised import Split, supervised
 from jaxhpo.tasks.task import Task
 
@@ -50,7 +51,7 @@ class NnxNetwork:
         return _values(module, nnx.Param), _values(module, VARIABLES)
 
     def train(self, key: jax.Array, hparams: Any, params: Any, variables: Any, x: jax.Array) -> tuple[Any, Any]:
-        module = self._with(key, hparams, params, variables)
+        module = with_derivatives(self._with(key, hparams, params, variables))
         module.train()
         predictions = module(x)
         return predictions, _values(module, VARIABLES)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.interpreters import partial_eval
 from jax.tree_util import Partial
 
 from jaxhpo.core import pytree_dataclass
@@ -95,6 +96,15 @@ class Recipe:
             return {"loss": self.loss(hparams, predictions, y)}
         return {name: metric(predictions, y) for name, metric in self.metrics}
 
+    def whole_loss(self, x: jax.Array, y: jax.Array, hparams: Any, params: Any, state: TrainState) -> jax.Array:
+        x, y = jnp.asarray(x), jnp.asarray(y)
+        train = lambda key: self.network.train(key, hparams, params, state.variables, x)[0]
+        if _reads_key(train):
+            predictions = self.network.predict(hparams, params, state.variables, x)
+        else:
+            predictions = train(jax.random.key(0))
+        return self.loss(hparams, predictions, y)
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -105,6 +115,30 @@ class Part:
 
     def __call__(self, *args: Any) -> Any:
         return getattr(self.recipe, self.name)(*args)
+
+
+def _reads_key(function: Callable[[jax.Array], Any]) -> bool:
+    """Whether the values of a function depend on its key; found by tracing alone."""
+    traced = jax.make_jaxpr(function)(jax.eval_shape(lambda: jax.random.key(0))).jaxpr
+    return partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))[1][0]
+
+
+def training_loss(task: Task) -> Callable[[Any, Any, TrainState], jax.Array] | None:
+    """What the training of a supervised task minimises, on all its training data at once.
+
+    A network that draws no random numbers is evaluated in training mode, as it is trained: BatchNorm takes the statistics
+    of the whole training set. One with dropout is evaluated as in validation: nothing is dropped, and BatchNorm takes the
+    running statistics, which are held constant. So the loss is a function of its arguments alone, but with dropout it
+    is not quite the one whose minimum the training seeks, and the rate of dropout does not enter it.
+
+    Returns:
+        ``(hparams, params, train_state) -> scalar``, a pytree whose leaves are the arrays of the task themselves; None
+        for a task that ``from_nnx`` or ``from_linen`` did not make.
+    """
+    step = task.step
+    if not (isinstance(step, Partial) and isinstance(step.func, Part) and step.func.name == "step"):
+        return None
+    return Partial(Part(step.func.recipe, "whole_loss"), *step.args)
 
 
 def classification_loss(hparams: Any, logits: jax.Array, labels: jax.Array) -> jax.Array:

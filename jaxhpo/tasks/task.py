@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.tree_util import GetAttrKey, Partial, keystr
 
+from jaxhpo.core import Array
 from jaxhpo.tasks.calls import caller, metrics_of
 
 
@@ -135,6 +136,11 @@ class Training:
         for name, value in zip(("task", "num_steps", "steps_per_round"), (*children, *aux), strict=True):
             object.__setattr__(training, name, value)
         return training
+
+
+def init_and_step_keys(key: Array) -> tuple[Array, Array]:
+    """The key of a training as the key of ``init`` and the key below which every step has its own, by ``fold_in``."""
+    return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
 
 
 def check_task(task: Task, hparams: Any) -> dict[str, jax.ShapeDtypeStruct]:

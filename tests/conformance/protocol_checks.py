@@ -1,7 +1,7 @@
 """What the conformance tests share: cubes, a test function, and one compiled run that every check reads.
 
 :func:`run` drives any optimizer of the protocol for some rounds under one scan. What is done when, what fails and
-what stands in the loss of lanes that are not done are arguments, so that one compiled program serves all checks.
+what stands in the loss and the gradient of lanes that are not done are arguments, so that one compiled program serves all checks.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Plan(NamedTuple):
 
     Attributes:
         done: ``bool[R, B]``.
-        junk: ``f32[R, B]``, what stands in the loss of lanes that are not done.
-        fails: ``bool[R, B]``, whose loss is ``bad`` whatever the point.
+        junk: ``f32[R, B]``, what stands in the loss and the gradient of lanes that are not done.
+        fails: ``bool[R, B]``, whose loss is ``bad`` whatever the point, and whose gradient is NaN.
         cliff: ``f32[]``, where the first coordinate is above it the loss is ``bad``.
         bad: ``f32[]``, the loss of what fails.
         salt: ``i32[]``, changes the keys of ``ask`` and nothing else.
@@ -87,6 +87,12 @@ def bowl(spec: CubeSpec, cube: Array) -> jax.Array:
     return (np.arange(1, spec.num_dims + 1, dtype=np.float32) * (jnp.asarray(spec.snap(cube)) - target) ** 2).sum(-1)
 
 
+def told(spec: CubeSpec, cube: Array) -> Feedback:
+    """Every lane done, with the loss of the bowl and its gradient."""
+    gradient = jax.grad(lambda cube: bowl(spec, cube).sum())
+    return dataclasses.replace(Feedback.finished(bowl(spec, cube)), grad=gradient(cube))
+
+
 def run(optimizer: Optimizer, spec: CubeSpec, key: jax.Array, plan: Plan) -> tuple[Any, Trace]:
     """Drive ``optimizer`` through ``plan``; the state at the end and what was seen."""
     key_init, key_ask, key_update = jax.random.split(key, 3)
@@ -100,9 +106,10 @@ def run(optimizer: Optimizer, spec: CubeSpec, key: jax.Array, plan: Plan) -> tup
         for now in (query, again):
             same = jax.tree.map(lambda a, b: jnp.all((a == b).reshape(a.shape[0], -1), axis=1), now, before)
             kept &= jnp.all(~pending | (same.cube & same.parent & same.budget))
-        loss = jnp.where(fails | (query.cube[:, 0] > plan.cliff), plan.bad, bowl(spec, query.cube))
-        loss = jnp.where(done, loss, junk)
-        feedback = Feedback(loss, done, jnp.full(done.shape, 10, jnp.int32) * (number + 1))
+        truth, failed = told(spec, query.cube), fails | (query.cube[:, 0] > plan.cliff)
+        loss = jnp.where(done, jnp.where(failed, plan.bad, truth.loss), junk)
+        grad = jnp.where(done[:, None], jnp.where(failed[:, None], jnp.nan, truth.grad), junk[:, None])
+        feedback = Feedback(loss, done, jnp.full(done.shape, 10, jnp.int32) * (number + 1), grad)
         state = optimizer.update(jax.random.fold_in(key_update, number), state, query, feedback)
         clean = jnp.stack(
             [~jnp.isnan(x).any() for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)] or [True]

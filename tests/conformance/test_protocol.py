@@ -76,7 +76,9 @@ def test_nothing_done_changes_nothing(name, case):
     optimizer, (state, trace) = example(name, case), example_run(name, case)
     num_lanes = optimizer.num_lanes
     query = jax.tree.map(lambda x: x[-1], trace.query)
-    feedback = Feedback(jnp.full(num_lanes, -1e9), jnp.zeros(num_lanes, bool), jnp.full(num_lanes, 99, jnp.int32))
+    junk = jnp.full(num_lanes, -1e9)
+    grad = jnp.full_like(query.cube, -1e9)
+    feedback = Feedback(junk, jnp.zeros(num_lanes, bool), jnp.full(num_lanes, 99, jnp.int32), grad)
     for seed in range(3):
         chex.assert_trees_all_equal(_update_jit(optimizer, jax.random.key(seed), state, query, feedback), state)
 
@@ -132,7 +134,7 @@ def test_the_state_is_arrays_of_constant_shape_without_keys(name, case):
     optimizer, key = example(name, case), jax.random.key(0)
     state = jax.eval_shape(lambda: optimizer.init(key, spec))
     query = jax.eval_shape(lambda s: optimizer.ask(key, s), state)
-    feedback = jax.eval_shape(lambda: Feedback.finished(jnp.zeros(num_lanes)))
+    feedback = jax.eval_shape(lambda q: checks.told(spec, q.cube), query)
     after = jax.eval_shape(lambda s, q, f: optimizer.update(key, s, q, f), state, query, feedback)
     assert jax.tree.structure(state) == jax.tree.structure(after)
     for leaf, later in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
@@ -158,7 +160,7 @@ def test_jit_equals_eager(name):
     for number in range(few):
         query = optimizer.ask(jax.random.fold_in(jax.random.fold_in(key_ask, number), 0), state)
         chex.assert_trees_all_close(query, jax.tree.map(lambda x, n=number: x[n], trace.query), rtol=1e-4, atol=1e-5)
-        feedback = Feedback.finished(checks.bowl(spec, query.cube))
+        feedback = checks.told(spec, query.cube)
         feedback = dataclasses.replace(feedback, steps=jnp.full_like(feedback.steps, 10 * (number + 1)))
         state = optimizer.update(jax.random.fold_in(key_update, number), state, query, feedback)
 
@@ -193,7 +195,7 @@ def test_rounds_and_settings_never_retrace(name):
     @functools.partial(chex.assert_max_traces, n=1)
     def one_round(optimizer, key, state):
         query = optimizer.ask(key, state)
-        return optimizer.update(key, state, query, Feedback.finished(checks.bowl(spec, query.cube)))
+        return optimizer.update(key, state, query, checks.told(spec, query.cube))
 
     optimizer = example(name)
     state = jax.jit(lambda key: optimizer.init(key, spec))(jax.random.key(0))

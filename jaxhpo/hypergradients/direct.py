@@ -1,0 +1,68 @@
+"""The derivative of a plain loss: what JAX computes by itself, in the clothes of an estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxhpo.core import Array, pytree_dataclass, setting
+from jaxhpo.errors import JaxhpoError
+from jaxhpo.hypergradients.estimate import Assemble, Estimate, Floats, refuse_zeros, value_and_grad, without_derivative
+from jaxhpo.tasks.task import Task, Training
+
+
+@pytree_dataclass
+class _CallAtInit:
+    """The loss as the whole of a training: its metrics are the state."""
+
+    loss: Callable[..., Any]
+
+    def __call__(self, key: Array, hparams: Any) -> Any:
+        return self.loss(key, hparams)
+
+
+def _stay(key: Array, hparams: Any, state: Any) -> Any:
+    return state
+
+
+def _report(hparams: Any, state: Any) -> dict[str, Array]:
+    return state if isinstance(state, dict) else {"loss": state}
+
+
+@pytree_dataclass
+class ValueAndGrad:
+    """Reverse mode through a plain loss ``(key, hparams) -> scalar or dict of scalars``.
+
+    Attributes:
+        loss: a pure function, or a pytree that can be called.
+        metric: which scalar of a dict is differentiated.
+    """
+
+    loss: Callable[..., Any]
+    metric: str = setting("loss", static=True)
+
+    @property
+    def training(self) -> Training:
+        return Training(Task(_CallAtInit(self.loss), _stay, _report), 1)
+
+    def check(self, floats: Floats, assemble: Assemble) -> None:
+        value = lambda floats: self._value(jax.random.key(0), floats, assemble)[0]
+        refuse_zeros(self.metric, without_derivative(value, floats))
+
+    def _value(self, key: Array, floats: Floats, assemble: Assemble) -> tuple[Array, dict[str, Any]]:
+        found = self.loss(key, assemble(floats))
+        metrics = found if isinstance(found, dict) else {self.metric: found}
+        metrics = {name: jnp.asarray(value) for name, value in metrics.items()}
+        if self.metric not in metrics:
+            raise JaxhpoError(f"metric = {self.metric!r}: the loss reports {', '.join(metrics)}")
+        return metrics[self.metric], metrics
+
+    def estimate(self, key: Array, floats: Floats, assemble: Assemble) -> Estimate:
+        (_, metrics), grad = jax.value_and_grad(lambda floats: self._value(key, floats, assemble), has_aux=True)(floats)
+        return Estimate(metrics, grad)
+
+    def __call__(self, key: Array, hparams: Any) -> tuple[Array, Any]:
+        return value_and_grad(self, key, hparams)

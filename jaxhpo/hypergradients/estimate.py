@@ -1,0 +1,195 @@
+"""What every estimator gives, and what they share: the training, its end, and the names of the hyperparameters.
+
+    hparams --split--> floats {name: array} --estimate--> metrics, grad {name: array} --merge--> grad in the shape of hparams
+
+An estimator differentiates by floats alone: integers and choices have no derivative, labels and constants neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.interpreters import partial_eval
+from jax.tree_util import keystr
+
+from jaxhpo.core import Array, pytree_dataclass
+from jaxhpo.errors import JaxhpoError
+from jaxhpo.tasks.task import Task, Training, init_and_step_keys
+
+Floats = dict[str, Any]
+"""Hyperparameters that are differentiated, by dotted name; each of any shape."""
+
+Assemble = Callable[[Floats], Any]
+"""Makes the ``hparams`` that the task sees out of floats."""
+
+CHAOTIC = 4.0
+"""Decades by which the adjoint (or the tangent) of a training grows, from which on its hypergradient is noise."""
+
+
+_NUM_READINGS = 8  # steps at which the norm of an adjoint or a tangent is reported
+
+
+@pytree_dataclass
+class Estimate:
+    """What an estimator found for one training.
+
+    Attributes:
+        metrics: all that the task reports at the end, scalars; and the gauges, whose names begin with ``gauge/``:
+            ``gauge/growth`` in decades, and ``gauge/adjoint@STEP``, the log10 of the adjoint's norm at some steps.
+        grad: derivative of the estimator's metric, shaped as the floats.
+    """
+
+    metrics: dict[str, Any]
+    grad: Floats
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """A hypergradient of a training: pure, written for one lane, fit for ``jit`` and ``vmap``.
+
+    Attributes:
+        metric: which metric of the task is differentiated.
+        training: what is trained, without derivatives; for the winner on fresh seeds.
+    """
+
+    @property
+    def metric(self) -> str: ...
+
+    @property
+    def training(self) -> Training: ...
+
+    def check(self, floats: Floats, assemble: Assemble) -> None:
+        """Refuses, computing nothing, hyperparameters that the estimator cannot be right for.
+
+        Raises:
+            JaxhpoError: with their names.
+        """
+        ...
+
+    def estimate(self, key: Array, floats: Floats, assemble: Assemble) -> Estimate: ...
+
+    def __call__(self, key: Array, hparams: Any) -> tuple[Array, Any]: ...
+
+
+def split_floats(hparams: Any) -> tuple[Floats, Assemble]:
+    """The floats of a tree by dotted name, and how to put others in their place."""
+    paths, treedef = jax.tree_util.tree_flatten_with_path(hparams)
+    names = [keystr(path, simple=True, separator=".") or "value" for path, _ in paths]
+    leaves = [leaf for _, leaf in paths]
+    floats = {name: jnp.asarray(leaf) for name, leaf in zip(names, leaves, strict=True) if _is_float(leaf)}
+    assemble = lambda new: jax.tree.unflatten(treedef, [new.get(n, x) for n, x in zip(names, leaves, strict=True)])
+    return floats, assemble
+
+
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, float) or (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+def value_and_grad(estimator: Estimator, key: Array, hparams: Any) -> tuple[Array, Any]:
+    """An estimator called with hyperparameters as the task sees them.
+
+    Returns:
+        the metric, and its derivative in the shape of ``hparams``: None in place of what is no float.
+    """
+    floats, assemble = split_floats(hparams)
+    if not floats:
+        raise JaxhpoError("hypergradients: none of the hyperparameters is a float, and only floats have a derivative")
+    estimator.check(floats, assemble)
+    estimate = estimator.estimate(key, floats, assemble)
+    paths, treedef = jax.tree_util.tree_flatten_with_path(hparams)
+    grads = [estimate.grad.get(keystr(path, simple=True, separator=".") or "value") for path, _ in paths]
+    return estimate.metrics[estimator.metric], jax.tree.unflatten(treedef, grads)
+
+
+def start(task: Task, key: Array, hparams: Any) -> Any:
+    """The state of a training before its first step; the driver's trials begin the same way."""
+    return task.init(init_and_step_keys(key)[0], hparams)
+
+
+def step_at(task: Task, key: Array, hparams: Any, state: Any, index: Array) -> Any:
+    """Step number ``index`` of the training of ``key``."""
+    return task.step(jax.random.fold_in(init_and_step_keys(key)[1], index), hparams, state)
+
+
+def steps_from(task: Task, key: Array, hparams: Any, state: Any, first: Array | int, count: int) -> Any:
+    """``count`` (static) steps from number ``first`` on."""
+    if count == 0:
+        return state
+    one = lambda state, i: (step_at(task, key, hparams, state, first + i), None)
+    return lax.scan(one, state, jnp.arange(count))[0]
+
+
+def score(task: Task, metric: str, hparams: Any, state: Any) -> tuple[Array, dict[str, Any]]:
+    """The metric that is differentiated, and all metrics.
+
+    Raises:
+        JaxhpoError: if the task does not report that metric.
+    """
+    metrics = {str(name): jnp.asarray(value) for name, value in task.evaluate(hparams, state).items()}
+    if metric not in metrics:
+        raise JaxhpoError(f"metric = {metric!r}: the task reports {', '.join(metrics)}")
+    return metrics[metric], metrics
+
+
+def without_derivative(function: Callable[[Floats], Array], floats: Floats) -> list[str]:
+    """Names of the floats whose derivative is zero by structure, whatever their values; found by tracing alone.
+
+    ``sign``, ``round``, ``argmax`` and comparisons let no derivative through, nor does a value that is never read.
+    """
+    tangent = jax.make_jaxpr(lambda x, dx: jax.jvp(function, (x,), (dx,))[1])(floats, floats)
+    _, used = partial_eval.dce_jaxpr(tangent.jaxpr, [True] * len(tangent.jaxpr.outvars))
+    names = sorted(floats)  # the order in which a dict is flattened
+    return [name for name, is_used in zip(names, used[len(names) :], strict=True) if not is_used]
+
+
+def refuse_zeros(metric: str, names: list[str]) -> None:
+    """Raises a JaxhpoError that names the hyperparameters, if there are any."""
+    if names:
+        raise JaxhpoError(
+            f"hypergradients: the derivative of {metric} by {', '.join(names)} is zero whatever the values are (they are not "
+            "used, or act only through a sign, a rounding or a comparison): leave them out, or search them by another optimizer"
+        )
+
+
+def readings_of(kind: str, log_norms: Array, first: int, length: int) -> dict[str, Array]:
+    """Gauges from log10 of norms, ``f32[N]``, read every ``length`` steps from step ``first``: some of them, and their growth.
+
+    The norm of an adjoint (of a tangent) of a training that forgets its past falls backwards (levels off forwards); of one
+    that amplifies every small change it grows exponentially. The growth is from the reading nearest to where the adjoint
+    (tangent) begins to the largest one.
+    """
+    count = log_norms.shape[0]
+    shown = sorted({round(i * (count - 1) / (_NUM_READINGS - 1)) for i in range(_NUM_READINGS)})
+    begin = log_norms[-1] if kind == "adjoint" else log_norms[0]
+    return {"gauge/growth": jnp.max(log_norms) - begin, **{f"gauge/{kind}@{first + i * length}": log_norms[i] for i in shown}}
+
+
+def inexact_of(state: Any) -> list[Any]:
+    """The floats of a training state: all of it that has derivatives."""
+    return [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+def with_inexact(state: Any, inexact: list[Any]) -> Any:
+    """The state with other floats."""
+    leaves, treedef = jax.tree.flatten(state)
+    new = iter(inexact)
+    return jax.tree.unflatten(treedef, [next(new) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in leaves])
+
+
+def weights_of(state: Any) -> Any:
+    """The parameters within a training state, ``state.params`` or ``state["params"]``; else the whole state."""
+    if isinstance(state, dict):
+        return state.get("params", state)
+    return getattr(state, "params", state)
+
+
+def log10_norm(tree: Any) -> Array:
+    """log10 of the Euclidean norm over all floats of a tree; finite also where the square would overflow."""
+    leaves = inexact_of(tree)
+    largest = jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves]).max()
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
+    return jnp.log10(scale) + 0.5 * jnp.log10(sum(jnp.sum((x / scale) ** 2) for x in leaves))
