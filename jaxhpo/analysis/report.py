@@ -13,6 +13,7 @@ from jaxhpo.analysis.columns import by_association, range_of, type_of
 from jaxhpo.analysis.config_text import to_toml
 from jaxhpo.analysis.document import Block, Code, Facts, Figures, Heading, Paragraph, Table, to_html, to_markdown, write
 from jaxhpo.analysis.format import NOTHING, clean, dotted, duration, interval, moment, number, percent, shorten, value
+from jaxhpo.hypergradients import gauge
 
 if TYPE_CHECKING:
     from jaxhpo.study.record import StudyRecord, TrialRow
@@ -51,7 +52,7 @@ def blocks_of(record: StudyRecord, figures: bool) -> list[Block]:
         parts += _top(record, best[:10])
     if figures:
         parts += _relations(record)
-    return parts + _failures(record) + _speed(record) + _environment(record) + _rerun(record)
+    return parts + _gauges(record) + _failures(record) + _speed(record) + _environment(record) + _rerun(record)
 
 
 def _head(record: StudyRecord, best: Sequence[TrialRow]) -> list[Block]:
@@ -180,7 +181,8 @@ def _top(record: StudyRecord, trials: Sequence[TrialRow]) -> list[Block]:
     if len(names) > MOST_COLUMNS:
         chosen = {column.name for column, _ in by_association(record, record.trials)[:MOST_COLUMNS]}
         names = [name for name in names if clean(name) in chosen]
-    others = sorted({name for trial in trials for name in trial.metrics} - {record.metric})[:4]
+    names_of = {name for trial in trials for name in trial.metrics if not gauge.is_gauge(name)}
+    others = sorted(names_of - {record.metric})[:4]
     header = ["trial", clean(record.metric), *map(clean, others), "steps", *map(clean, names)]
     rows = [
         [
@@ -202,6 +204,32 @@ def _top(record: StudyRecord, trials: Sequence[TrialRow]) -> list[Block]:
         )
         parts.append(Paragraph(text, small=True))
     return parts
+
+
+def _gauges(record: StudyRecord) -> list[Block]:
+    """The gradients of the study, where it had any: how large, how they grow on their way, what to doubt."""
+    gauged = [trial for trial in record.trials if gauge.GRADIENT in trial.metrics]
+    if not gauged:
+        return []
+    rows = []
+    for name in sorted({name for trial in gauged for name in trial.metrics if gauge.is_gauge(name) and "@" not in name}):
+        values = sorted(x for x in (trial.metrics.get(name) for trial in gauged) if x is not None and math.isfinite(x))
+        if values:
+            shown = [number(x, 3) for x in (values[len(values) // 2], values[0], values[-1])]
+            rows.append([name.removeprefix(gauge.PREFIX), *shown, f"{len(values)} of {len(gauged)}"])
+    parts: list[Block] = [Heading("Hypergradients"), Table(["gauge", "median", "lowest", "highest", "finite"], rows)]
+    kind, by_step = gauge.profile(trial.metrics for trial in gauged)
+    if by_step:
+        norms = [(step, sorted(values)) for step, values in by_step]
+        text = f"log10 of the norm of the weights' {kind} at some steps of the training, over all trials:"
+        lines = [[str(step), *(number(x, 3) for x in (v[len(v) // 2], v[0], v[-1]))] for step, v in norms]
+        parts += [Paragraph(text), Table(["step", "median", "lowest", "highest"], lines)]
+    explained = (
+        "gradient: norm of the gradient by the unit cube. growth: decades by which the derivative grows on its way through the "
+        f"training; above {gauge.CHAOTIC:g} training is chaotic and its hypergradient noise."
+    )
+    parts.append(Paragraph(explained, small=True))
+    return parts + [Paragraph(line) for line in gauge.findings((trial.loss, trial.metrics) for trial in gauged)]
 
 
 def _failures(record: StudyRecord) -> list[Block]:

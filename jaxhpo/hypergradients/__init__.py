@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxhpo.hypergradients import gauge
     from jaxhpo.hypergradients.direct import ValueAndGrad
     from jaxhpo.hypergradients.estimate import Estimate, Estimator, Floats
     from jaxhpo.hypergradients.evolution import Evolution
@@ -40,11 +41,14 @@ __all__ = [
     "Truncated",
     "Unrolled",
     "ValueAndGrad",
+    "gauge",
     "hypergradient_descent",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "gauge":
+        return importlib.import_module("jaxhpo.hypergradients.gauge")
     if name in _HOMES:
         return getattr(importlib.import_module(f"jaxhpo.hypergradients.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,9 +26,6 @@ Floats = dict[str, Any]
 Assemble = Callable[[Floats], Any]
 """Makes the ``hparams`` that the task sees out of floats."""
 
-CHAOTIC = 4.0
-"""Decades by which the adjoint (or the tangent) of a training grows, from which on its hypergradient is noise."""
-
 
 _NUM_READINGS = 8  # steps at which the norm of an adjoint or a tangent is reported
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxhpo.core import Optimizer, problems_of
 from jaxhpo.errors import JaxhpoError
-from jaxhpo.hypergradients import Estimator
+from jaxhpo.hypergradients import Estimator, gauge
 from jaxhpo.space import Space, as_space, label_of
 from jaxhpo.study import record as records
 from jaxhpo.study.engines import CompiledEngine, Engine, HostEngine, StaticGroups, host_trials
@@ -388,6 +388,8 @@ def _drive(
         record.commit((), None, {"timing": total})
         record.set_status(status)
     tell(carry, "finished")
+    for line in gauge.findings((row["loss"], row["metrics"]) for row in table.rows()):
+        warnings.warn(line, stacklevel=2)
     return Result(
         trials=table.columns(),
         status=status,

@@ -19,11 +19,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxhpo.core import FRESH, Array, Feedback, Query, pytree_dataclass
+from jaxhpo.hypergradients import gauge
 from jaxhpo.study.lanes import Outcome, Row, init_state, pad, train_round, unpad
 from jaxhpo.study.problem import INIT_STREAM, ROUND_STREAM, Plan, Problem
-
-GRADIENT_NORM = "gauge/gradient"
-"""The metric that is the norm of the gradient by the cube, where an estimator computes one."""
 
 
 @pytree_dataclass
@@ -139,7 +137,7 @@ def learn(problem: Problem, carry: Carry, query: Query, row: Row, outcome: Outco
     grad, metrics = None, outcome.metrics
     if outcome.grad is not None:
         grad = problem.cube_gradient(query.cube, outcome.grad)
-        metrics = metrics | {GRADIENT_NORM: jnp.linalg.norm(grad, axis=1)}
+        metrics = metrics | {gauge.GRADIENT: jnp.linalg.norm(grad, axis=1)}
     feedback = Feedback(jnp.where(done, loss, jnp.nan), done, outcome.steps, grad)
     ranked = jnp.where(done & ~jnp.isnan(loss), loss, jnp.inf)
     lane = jnp.argmin(ranked)

@@ -92,6 +92,10 @@ class TrialTable:
         """The error of the lowest numbered trial that has one."""
         return next((row["error"] for _, row in sorted(self._rows.items()) if row.get("error")), None)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, in the order in which their trials were first answered."""
+        return list(self._rows.values())
+
     def __getitem__(self, number: int) -> dict[str, Any]:
         return self._rows[number]
 

@@ -1,0 +1,89 @@
+"""What the gauges of hypergradients say in words: which of them are not to be trusted, and what to do. No JAX here.
+
+Estimators report gauges among the metrics of a trial, under names that begin with ``gauge/``:
+
+    gauge/gradient         norm of the gradient by the cube
+    gauge/growth           decades by which the adjoint or the tangent grows on its way through the training
+    gauge/adjoint@STEP     log10 of the norm of the weights' adjoint (``Unrolled``, ``Truncated``)
+    gauge/tangent@STEP     log10 of the norm of the weights' tangents (``Forward``)
+    gauge/residual         relative residual of the linear system (``Implicit``)
+    gauge/standard_error   of the estimate, relative to its norm (``Evolution``)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+PREFIX = "gauge/"
+GRADIENT, GROWTH, RESIDUAL, STANDARD_ERROR = (PREFIX + name for name in ("gradient", "growth", "residual", "standard_error"))
+
+CHAOTIC = 4.0
+"""Decades of growth from which on the training is chaotic and its hypergradient noise: one in single precision has seven."""
+
+_SHARE = 0.05  # of the trials, from which on a finding is worth a word
+
+
+def is_gauge(name: str) -> bool:
+    return name.startswith(PREFIX)
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def findings(trials: Iterable[tuple[Any, Mapping[str, Any]]]) -> list[str]:
+    """One line for everything that the gauges of a study give reason to doubt.
+
+    Args:
+        trials: the loss, and the metrics by name, of each trial; None stands for NaN.
+    """
+    rows = [(_number(loss), metrics) for loss, metrics in trials if GRADIENT in metrics]
+    finite = [metrics for loss, metrics in rows if math.isfinite(loss)]
+    if not finite:
+        return []
+    found = []
+    of = f"of {len(finite)} trials with a finite loss"
+    broken = [m for m in finite if not math.isfinite(_number(m[GRADIENT]))]
+    # An adjoint that overflowed on its way has no finite growth; the gradient then says that it is broken.
+    chaotic = [m for m in finite if GROWTH in m and not _number(m[GROWTH]) <= CHAOTIC]
+    if len(chaotic) > _SHARE * len(finite):
+        found.append(
+            f"hypergradients: {len(chaotic)} {of} are chaotic (the adjoint grows by more than {CHAOTIC:g} decades): their "
+            "gradients are noise. Lower the upper bounds of learning rates, or train fewer steps; where the landscape itself is "
+            "wanted smoothed, use jaxhpo.hypergradients.Evolution"
+        )
+    elif len(broken) > _SHARE * len(finite):
+        found.append(
+            f"hypergradients: {len(broken)} {of} have a gradient that is not finite. A square root at zero makes it so: Adam "
+            "and its kin need eps_root=1e-16 (optax.radam has no cure); so does a training at the edge of divergence"
+        )
+    residuals = [_number(m[RESIDUAL]) for m in finite if RESIDUAL in m]
+    if residuals and _median(residuals) > 0.1:
+        found.append(
+            f"Implicit: the median relative residual is {_median(residuals):.2g}: more iterations, or more damping, are needed"
+        )
+    errors = [_number(m[STANDARD_ERROR]) for m in finite if STANDARD_ERROR in m]
+    if errors and _median(errors) > 1:
+        found.append(
+            f"Evolution: the median standard error is {_median(errors):.2g} of the gradient: raise num_pairs, or sigma"
+        )
+    return found
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(math.inf if math.isnan(x) else x for x in values)
+    return ordered[len(ordered) // 2]
+
+
+def profile(trials: Iterable[Mapping[str, Any]]) -> tuple[str, list[tuple[int, list[float]]]]:
+    """``adjoint`` or ``tangent``, and its log10 norms over the trials by step; empty where there are none."""
+    by_step: dict[int, list[float]] = {}
+    kind = "adjoint"
+    for metrics in trials:
+        for name, value in metrics.items():
+            if is_gauge(name) and "@" in name and value is not None and math.isfinite(value):
+                kind, _, step = name.removeprefix(PREFIX).partition("@")
+                by_step.setdefault(int(step), []).append(float(value))
+    return kind, sorted(by_step.items())
