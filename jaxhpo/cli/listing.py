@@ -7,7 +7,17 @@ from pathlib import Path
 
 from jaxhpo.errors import JaxhpoError
 
-_OBJECTIVES = {"Training", "HostFunction", "Objective"}
+_OBJECTIVES = {
+    "Training",
+    "HostFunction",
+    "Objective",
+    "Estimator",
+    "Unrolled",
+    "Forward",
+    "Truncated",
+    "Implicit",
+    "Evolution",
+}
 
 
 def optimizers() -> list[tuple[str, str]]:
@@ -63,7 +73,7 @@ def tasks(folder: Path | None = None) -> list[tuple[str, str]]:
 
 
 def _returns_objective(node: ast.FunctionDef) -> bool:
-    """Whether ``Training``, ``Objective`` or ``HostFunction`` occurs in the annotation, bare, qualified or quoted."""
+    """Whether an objective's name occurs in the annotation, bare, qualified or quoted."""
     if node.returns is None:
         return False
     names = {part.id for part in ast.walk(node.returns) if isinstance(part, ast.Name)}

@@ -71,7 +71,8 @@ def load(name: str) -> type:
 
 def example(name: str, num_lanes: int) -> Any:
     """An instance with the default or, where there are any, light settings; a wrapper around the inner one of its entry."""
-    entry, cls = ENTRIES[name], load(name)
+    entry = ENTRIES[name]
+    cls: Any = load(name)
     settings = dict(entry.light)
     if entry.wraps is not None:
         settings[entry.inner] = example(entry.wraps, num_lanes)

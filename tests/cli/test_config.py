@@ -621,7 +621,7 @@ def test_a_factory_that_refuses_or_returns_something_else():
     assert line == "study.toml: task: config_toys:picky refused: label is not to my taste"
     (line,) = problems_of({**GOOD, "task": {"factory": "config_toys:number", "label": "x"}})
     line = line.removeprefix("study.toml: task.factory: ")
-    assert line == "config_toys:number returned int; must return a loss function, a Training or a HostFunction"
+    assert line == "config_toys:number returned int; must return a loss function, a Training, an estimator or a HostFunction"
 
 
 def test_factories_are_found_beside_and_above_the_file(project):
