@@ -61,9 +61,8 @@ def main() -> None:
     given = parser.parse_args()
     steps, seeds = (30, 2) if given.quick else (given.steps, given.seeds)
     print(f"{steps} steps, {seeds} seeds; chaotic: growth above {CHAOTIC:g} decades\n")
-    print(
-        "| optimizer | learning rate | loss | derivative by log rate | same sign | growth | chaotic |\n|---|---|---|---|---|---|---|"
-    )
+    print("| optimizer | learning rate | loss | derivative by log rate | same sign | growth | chaotic |")
+    print("|---|---|---|---|---|---|---|")
     for name, (optimizer, rates) in OPTIMIZERS.items():
         for rate, loss, grad, growth in zip(rates, *(x.T for x in readings(optimizer, steps, rates, seeds)), strict=True):
             sign = np.sign(grad[np.isfinite(grad)])

@@ -265,7 +265,10 @@ def _objective(problems: Problems, factory: Callable[..., Any], arguments: dict[
     if kind == "Task":
         problems.add(("task", "factory"), f"{text} returned a Task; must return Training(task, num_steps)")
     elif not callable(objective) and kind not in ("Training", "HostFunction"):
-        problems.add(("task", "factory"), f"{text} returned {kind}; must return a loss function, a Training, an estimator or a HostFunction")
+        problems.add(
+            ("task", "factory"),
+            f"{text} returned {kind}; must return a loss function, a Training, an estimator or a HostFunction",
+        )
     return objective
 
 

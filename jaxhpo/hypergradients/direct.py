@@ -28,8 +28,14 @@ def _stay(key: Array, hparams: Any, state: Any) -> Any:
     return state
 
 
-def _report(hparams: Any, state: Any) -> dict[str, Array]:
-    return state if isinstance(state, dict) else {"loss": state}
+@pytree_dataclass
+class _Report:
+    """The metrics as a dict; a scalar under the estimator's name for it."""
+
+    metric: str = setting(static=True)
+
+    def __call__(self, hparams: Any, state: Any) -> dict[str, Array]:
+        return state if isinstance(state, dict) else {self.metric: state}
 
 
 @pytree_dataclass
@@ -46,7 +52,7 @@ class ValueAndGrad:
 
     @property
     def training(self) -> Training:
-        return Training(Task(_CallAtInit(self.loss), _stay, _report), 1)
+        return Training(Task(_CallAtInit(self.loss), _stay, _Report(self.metric)), 1)
 
     def check(self, floats: Floats, assemble: Assemble) -> None:
         value = lambda floats: self._value(jax.random.key(0), floats, assemble)[0]

@@ -20,7 +20,7 @@ PREFIX = "gauge/"
 GRADIENT, GROWTH, RESIDUAL, STANDARD_ERROR = (PREFIX + name for name in ("gradient", "growth", "residual", "standard_error"))
 
 CHAOTIC = 4.0
-"""Decades of growth from which on the training is chaotic and its hypergradient noise: one in single precision has seven."""
+"""Decades of growth from which on the training is chaotic and its hypergradient noise; single precision has seven."""
 
 _SHARE = 0.05  # of the trials, from which on a finding is worth a word
 

@@ -61,15 +61,15 @@ def hypergradient_descent(
         direction = jax.tree.map(jnp.zeros_like, params)
         return OnlineState(jnp.asarray(learning_rate, _dtype_of(params)), direction, inner.init(params))
 
-    def update(grads: Any, state: OnlineState, params: Any = None, **extra: Any) -> tuple[Any, OnlineState]:
-        slope = _dot(grads, state.direction)  # g . d, the derivative of the loss by the last rate
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, OnlineState]:
+        slope = _dot(updates, state.direction)  # g . d, the derivative of the loss by the last rate
         if multiplicative:
-            change = 1.0 - hyper_learning_rate * slope / (_norm(grads) * _norm(state.direction))
+            change = 1.0 - hyper_learning_rate * slope / (_norm(updates) * _norm(state.direction))
             rate = state.learning_rate * change
         else:
             rate = state.learning_rate - hyper_learning_rate * slope  # eqs. 5 and 8
         rate = rate.astype(state.learning_rate.dtype)
-        direction, inner_state = inner.update(grads, state.inner, params, **extra)
+        direction, inner_state = inner.update(updates, state.inner, params, **extra)
         updates = jax.tree.map(lambda d: (rate * d).astype(d.dtype), direction)  # eqs. 6 and 7
         return updates, OnlineState(rate, direction, inner_state)
 

@@ -197,6 +197,8 @@ def with_gradient(objective: Any, optimizer: Optimizer, metric: str | None) -> A
     """
     if not getattr(optimizer, "needs_gradient", False) or isinstance(objective, Estimator):
         return objective
+    if isinstance(objective, type) or not (callable(objective) or isinstance(objective, (Training, HostFunction))):
+        return objective  # refused as with any other optimizer
     name = type(optimizer).__name__
     if isinstance(objective, (Training, HostFunction)):
         use = (

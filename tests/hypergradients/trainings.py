@@ -27,12 +27,13 @@ class Network(nnx.Module):
     def __init__(self, rngs, dtype=jnp.float64, batch_norm=False, rate=0.0):
         kind = {"param_dtype": dtype, "dtype": dtype, "rngs": rngs}
         self.first, self.last = nnx.Linear(5, 12, **kind), nnx.Linear(12, 3, **kind)
-        self.norm = nnx.BatchNorm(12, momentum=0.7, **kind) if batch_norm else None
+        # In single precision: Flax keeps the statistics in it whatever the rest is in.
+        self.norm = nnx.BatchNorm(12, momentum=0.7, dtype=jnp.float32, rngs=rngs) if batch_norm else None
         self.dropout = nnx.Dropout(rate, rngs=rngs) if rate else None
 
     def __call__(self, x):
         h = self.first(x)
-        h = jnp.tanh(h if self.norm is None else self.norm(h))
+        h = jnp.tanh(h if self.norm is None else self.norm(h).astype(h.dtype))
         return self.last(h if self.dropout is None else self.dropout(h))
 
 

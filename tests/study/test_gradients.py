@@ -148,7 +148,7 @@ def test_integers_and_choices_are_explored_around_the_descent():
         return (h["x"] - 0.2) ** 2 + jnp.where(h["act"] == 1, 0.0, 1.0) + 0.1 * jnp.abs(h["n"] - 3)
 
     space = {"x": jh.Float(0.0, 1.0), "n": jh.Int(1, 5), "act": jh.Choice(["a", "b"])}
-    optimizer = jh.HypergradientDescent(num_lanes=4, patience=3, explorer=jh.TPE(num_lanes=4))
+    optimizer = jh.HypergradientDescent(num_lanes=4, patience=3, explorer=jh.RandomSearch(num_lanes=4))
     result = jh.minimize(loss, space, optimizer, key=0, num_trials=600)
     assert result.best.hparams["act"] == "b"
     assert result.best.hparams["n"] == 3
