@@ -249,6 +249,8 @@ class Optimizer(Protocol):
     again. ``update`` leaves all that depends on a lane that is not done as it was. A NaN loss never enters the
     state as a NaN and never becomes a best.
 
+    An optimizer that cannot do without ``feedback.grad`` says so by a class attribute ``needs_gradient = True``.
+
     An optimizer whose queries all start afresh may say so by a class attribute ``starts_afresh = True``: the states of
     finished trainings are then not kept on disk. One whose state is a table of observations may let it grow by two more
     functions, ``holds`` and ``enlarged``: see :mod:`jaxhpo.study.room`.

@@ -51,8 +51,8 @@ def findings(trials: Iterable[tuple[Any, Mapping[str, Any]]]) -> list[str]:
     if len(chaotic) > _SHARE * len(finite):
         found.append(
             f"hypergradients: {len(chaotic)} {of} are chaotic (the adjoint grows by more than {CHAOTIC:g} decades): their "
-            "gradients are noise. Lower the upper bounds of learning rates, or train fewer steps; where the landscape itself is "
-            "wanted smoothed, use jaxhpo.hypergradients.Evolution"
+            "gradients are noise. Lower the upper bounds of learning rates, or train fewer steps; where a smoothed landscape "
+            "will do, use jaxhpo.hypergradients.Evolution"
         )
     elif len(broken) > _SHARE * len(finite):
         found.append(

@@ -37,7 +37,7 @@ def hypergradient_descent(
 ) -> optax.GradientTransformationExtraArgs:
     """An optax optimizer whose learning rate descends along the inner product of gradient and last update.
 
-    Equations 5 to 8 of the paper: with the update ``u_t = rate_t * d_t``, the loss after it has the derivative ``g . d_t`` by
+    The paper's rule for a general update: with the update ``u_t = rate_t * d_t``, the loss after it has the derivative ``g . d_t`` by
     the rate, where ``g`` is the next gradient; so the rate is lowered where two steps point against each other, and
     raised where they agree. With ``hyper_learning_rate=0`` it is the inner optimizer itself. Nothing keeps the rate positive.
 
@@ -67,10 +67,10 @@ def hypergradient_descent(
             change = 1.0 - hyper_learning_rate * slope / (_norm(updates) * _norm(state.direction))
             rate = state.learning_rate * change
         else:
-            rate = state.learning_rate - hyper_learning_rate * slope  # eqs. 5 and 8
+            rate = state.learning_rate - hyper_learning_rate * slope
         rate = rate.astype(state.learning_rate.dtype)
         direction, inner_state = inner.update(updates, state.inner, params, **extra)
-        updates = jax.tree.map(lambda d: (rate * d).astype(d.dtype), direction)  # eqs. 6 and 7
+        updates = jax.tree.map(lambda d: (rate * d).astype(d.dtype), direction)
         return updates, OnlineState(rate, direction, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

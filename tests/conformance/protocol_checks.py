@@ -1,7 +1,8 @@
 """What the conformance tests share: cubes, a test function, and one compiled run that every check reads.
 
 :func:`run` drives any optimizer of the protocol for some rounds under one scan. What is done when, what fails and
-what stands in the loss and the gradient of lanes that are not done are arguments, so that one compiled program serves all checks.
+what stands in the loss and the gradient of lanes that are not done are arguments, so that one compiled program serves
+all checks.
 """
 
 from __future__ import annotations

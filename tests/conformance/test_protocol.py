@@ -130,7 +130,7 @@ def test_it_improves_over_its_first_batch(name, case):
 @every_case
 @every_optimizer
 def test_the_state_is_arrays_of_constant_shape_without_keys(name, case):
-    spec, num_lanes = CASES[case]
+    spec, _ = CASES[case]
     optimizer, key = example(name, case), jax.random.key(0)
     state = jax.eval_shape(lambda: optimizer.init(key, spec))
     query = jax.eval_shape(lambda s: optimizer.ask(key, s), state)
