@@ -134,8 +134,9 @@ def print_table(title: str, runs: dict[str, tuple[Callable[..., Any], Any]], rep
         )
 
 
-def reverse(num_steps: int, repeats: int, turns: int, batch_size: int) -> None:
-    for (size, layers), (name, (optimizer, hparams)) in itertools.product(SIZES.items(), OPTIMIZERS.items()):
+def reverse(sizes: list[str], num_steps: int, repeats: int, turns: int, batch_size: int) -> None:
+    for size, (name, (optimizer, hparams)) in itertools.product(sizes, OPTIMIZERS.items()):
+        layers = SIZES[size]
         task = network_task(layers, optimizer, batch_size)
         budget = 1024 if size == "10^4" else 4096
         runs: dict[str, Any] = {"plain training": (trained(task, num_steps), hparams)}
@@ -153,13 +154,13 @@ def reverse(num_steps: int, repeats: int, turns: int, batch_size: int) -> None:
         print(f"| {size}, {name} | a quarter of the steps in segments of the root | | | {mib:.1f} |")
 
 
-def forward(num_steps: int, repeats: int, turns: int, batch_size: int) -> None:
+def forward(sizes: list[str], num_steps: int, repeats: int, turns: int, batch_size: int) -> None:
     """One rate for each stretch of the training: k hyperparameters, k tangents."""
-    for (size, layers), count in itertools.product(SIZES.items(), (1, 4, 16)):
+    for size, count in itertools.product(sizes, (1, 4, 16)):
         if size == "10^6" and count == 16:
             continue
         optimizer: Any = lambda h, count=count: optax.sgd(lambda t: h["lr"][jnp.asarray(t) * count // num_steps], momentum=0.9)
-        task = network_task(layers, optimizer, batch_size)
+        task = network_task(SIZES[size], optimizer, batch_size)
         hparams = {"lr": np.full(count, 0.01, np.float32)}
         runs = {
             "plain training": (trained(task, num_steps), hparams),
@@ -170,8 +171,9 @@ def forward(num_steps: int, repeats: int, turns: int, batch_size: int) -> None:
         print(f"| {size}, SGD-momentum | forward, k = {count}, a quarter of the steps | | | {short:.1f} |")
 
 
-def many(num_steps: int, repeats: int, turns: int, batch_size: int) -> None:
+def many(sizes: list[str], num_steps: int, repeats: int, turns: int, batch_size: int) -> None:
     """A weight for each training example: 10^4 and 10^5 hyperparameters beside one, and a rate for each step."""
+    del sizes
     task = network_task(SIZES["10^4"], lambda h: optax.sgd(0.01, momentum=0.9), batch_size)
     rates = network_task(SIZES["10^4"], lambda h: optax.sgd(lambda t: h["lr"][t % h["lr"].size], momentum=0.9), batch_size)
     runs: dict[str, Any] = {}
@@ -185,14 +187,15 @@ def many(num_steps: int, repeats: int, turns: int, batch_size: int) -> None:
     print_table("10^4, SGD-momentum (ratios to one weight)", runs, repeats, turns)
 
 
-def lanes(num_steps: int, repeats: int, turns: int, batch_size: int) -> None:
+def lanes(sizes: list[str], num_steps: int, repeats: int, turns: int, batch_size: int) -> None:
     """Eight lanes at once, by a batch and one after the other."""
+    del sizes
     for name, (optimizer, hparams) in OPTIMIZERS.items():
         task = network_task(SIZES["10^4"], optimizer, batch_size)
         estimator = Unrolled(task, num_steps)
         spread_out = jax.tree.map(lambda x: jnp.full(8, x), hparams)
         one = estimated(estimator)
-        runs = {
+        runs: dict[str, Any] = {
             "plain training, 8 lanes batched": (
                 lambda key, h, t=task: jax.vmap(lambda h: trained(t, num_steps)(key, h))(h),
                 spread_out,
@@ -209,6 +212,7 @@ PARTS = {"reverse": reverse, "forward": forward, "many": many, "lanes": lanes}
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--turns", type=int, default=5)
@@ -217,7 +221,7 @@ def main() -> None:
     steps, turns = (40, 1) if given.quick else (given.steps, given.turns)
     print(f"{steps} steps, batches of {given.batch_size}\n\n| network | what | time | ratio | MiB |\n|---|---|---|---|---|")
     for part in given.only:
-        PARTS[part](steps, 1 if given.quick else 4, turns, given.batch_size)
+        PARTS[part](given.sizes, steps, 1 if given.quick else 4, turns, given.batch_size)
 
 
 if __name__ == "__main__":

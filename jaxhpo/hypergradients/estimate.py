@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.interpreters import partial_eval
 from jax.tree_util import keystr
@@ -83,7 +84,9 @@ def split_floats(hparams: Any) -> tuple[Floats, Assemble]:
 
 
 def _is_float(leaf: Any) -> bool:
-    return isinstance(leaf, float) or (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating))
+    if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)):
+        return isinstance(leaf, float)
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def value_and_grad(estimator: Estimator, key: Array, hparams: Any) -> tuple[Array, Any]:
@@ -167,14 +170,14 @@ def readings_of(kind: str, log_norms: Array, first: int, length: int) -> dict[st
 
 def inexact_of(state: Any) -> list[Any]:
     """The floats of a training state: all of it that has derivatives."""
-    return [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return [x for x in jax.tree.leaves(state) if _is_float(x)]
 
 
 def with_inexact(state: Any, inexact: list[Any]) -> Any:
     """The state with other floats."""
     leaves, treedef = jax.tree.flatten(state)
     new = iter(inexact)
-    return jax.tree.unflatten(treedef, [next(new) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in leaves])
+    return jax.tree.unflatten(treedef, [next(new) if _is_float(x) else x for x in leaves])
 
 
 def weights_of(state: Any) -> Any:

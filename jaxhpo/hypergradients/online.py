@@ -37,9 +37,9 @@ def hypergradient_descent(
 ) -> optax.GradientTransformationExtraArgs:
     """An optax optimizer whose learning rate descends along the inner product of gradient and last update.
 
-    The paper's rule for a general update: with the update ``u_t = rate_t * d_t``, the loss after it has the derivative ``g . d_t`` by
-    the rate, where ``g`` is the next gradient; so the rate is lowered where two steps point against each other, and
-    raised where they agree. With ``hyper_learning_rate=0`` it is the inner optimizer itself. Nothing keeps the rate positive.
+    The paper's rule for a general update: after ``u_t = rate_t * d_t`` the loss has the derivative ``g . d_t`` by the rate,
+    where ``g`` is the next gradient; so the rate is lowered where two steps point against each other, and raised where
+    they agree. With ``hyper_learning_rate=0`` it is the inner optimizer itself. Nothing keeps the rate positive.
 
     All numbers may be traced, and the whole is differentiable by them.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from trainings import central_differences, jitted, relative_error
+from trainings import central_differences, jitted, relative_error, task
 
 import jaxhpo as jh
 from jaxhpo.errors import JaxhpoError
@@ -86,3 +86,11 @@ def test_adam_where_a_parameter_has_no_gradient(x64):
         assert np.isfinite(expected["learning_rate"])
         assert np.isnan(grad["learning_rate"])
         assert relative_error(*both(hparams, scale=dead, eps_root=1e-16)) < EXACT
+
+
+def test_states_that_hold_python_constants(x64):
+    """The states of some transformations hold plain bools: they have no derivative and do not disturb."""
+    one = task(lambda h: optax.optimistic_gradient_descent(h["lr"]))
+    value_and_grad = jitted(Unrolled(one, 12))
+    expected = central_differences(lambda h: value_and_grad(h)[0], {"lr": 0.05})
+    assert relative_error(value_and_grad({"lr": 0.05})[1], expected) < 1e-6
