@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkabl
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxhpo.errors import JaxhpoError
 
@@ -61,6 +62,8 @@ def problems_of(optimizer: Any) -> list[str]:
             continue
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             found += [f"{name}.{line}" for line in problems_of(value)]
+            continue
+        if isinstance(value, Tracer):
             continue
         choices = field.metadata.get("choices")
         if choices is not None:

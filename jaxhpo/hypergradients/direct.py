@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxhpo.core import Array, pytree_dataclass, setting
 from jaxhpo.errors import JaxhpoError
-from jaxhpo.hypergradients.estimate import Assemble, Estimate, Floats, refuse_zeros, value_and_grad, without_derivative
-from jaxhpo.tasks.task import Task, Training
+from jaxhpo.hypergradients.estimate import Assemble, Estimate, Floats, refuse_zeros, scalars, value_and_grad, without_derivative
+from jaxhpo.tasks.task import Task, Training, init_and_step_keys
 
 
 @pytree_dataclass
@@ -59,11 +58,10 @@ class ValueAndGrad:
         refuse_zeros(self.metric, without_derivative(value, floats))
 
     def _value(self, key: Array, floats: Floats, assemble: Assemble) -> tuple[Array, dict[str, Any]]:
-        found = self.loss(key, assemble(floats))
-        metrics = found if isinstance(found, dict) else {self.metric: found}
-        metrics = {name: jnp.asarray(value) for name, value in metrics.items()}
-        if self.metric not in metrics:
-            raise JaxhpoError(f"metric = {self.metric!r}: the loss reports {', '.join(metrics)}")
+        found = self.loss(init_and_step_keys(key)[0], assemble(floats))  # the key that it has without derivatives, too
+        if found is None or isinstance(found, str):
+            raise JaxhpoError(f"the loss returned {found!r}: a scalar, or a dict of scalars, is due")
+        metrics = scalars(self.metric, found if isinstance(found, dict) else {self.metric: found}, "loss")
         return metrics[self.metric], metrics
 
     def estimate(self, key: Array, floats: Floats, assemble: Assemble) -> Estimate:

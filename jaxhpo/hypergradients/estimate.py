@@ -17,9 +17,9 @@ from jax import lax
 from jax.interpreters import partial_eval
 from jax.tree_util import keystr
 
-from jaxhpo.core import Array, pytree_dataclass
+from jaxhpo.core import Array, problems_of, pytree_dataclass
 from jaxhpo.errors import JaxhpoError
-from jaxhpo.tasks.task import Task, Training, init_and_step_keys
+from jaxhpo.tasks.task import Task, Training, has_no_nan, init_and_step_keys
 
 Floats = dict[str, Any]
 """Hyperparameters that are differentiated, by dotted name; each of any shape."""
@@ -78,6 +78,9 @@ def split_floats(hparams: Any) -> tuple[Floats, Assemble]:
     paths, treedef = jax.tree_util.tree_flatten_with_path(hparams)
     names = [keystr(path, simple=True, separator=".") or "value" for path, _ in paths]
     leaves = [leaf for _, leaf in paths]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise JaxhpoError(f"hypergradients: two hyperparameters are called {twice[0]!r}")
     floats = {name: jnp.asarray(leaf) for name, leaf in zip(names, leaves, strict=True) if _is_float(leaf)}
     assemble = lambda new: jax.tree.unflatten(treedef, [new.get(n, x) for n, x in zip(names, leaves, strict=True)])
     return floats, assemble
@@ -89,12 +92,20 @@ def _is_float(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
+def check_settings(estimator: Any) -> None:
+    """Raises a JaxhpoError for settings out of range; those that are traced are let pass."""
+    problems = problems_of(estimator)
+    if problems:
+        raise JaxhpoError("; ".join(f"{type(estimator).__name__}: {line}" for line in problems))
+
+
 def value_and_grad(estimator: Estimator, key: Array, hparams: Any) -> tuple[Array, Any]:
     """An estimator called with hyperparameters as the task sees them.
 
     Returns:
         the metric, and its derivative in the shape of ``hparams``: None in place of what is no float.
     """
+    check_settings(estimator)
     floats, assemble = split_floats(hparams)
     if not floats:
         raise JaxhpoError("hypergradients: none of the hyperparameters is a float, and only floats have a derivative")
@@ -124,15 +135,28 @@ def steps_from(task: Task, key: Array, hparams: Any, state: Any, first: Array | 
 
 
 def score(task: Task, metric: str, hparams: Any, state: Any) -> tuple[Array, dict[str, Any]]:
-    """The metric that is differentiated, and all metrics.
+    """The metric that is differentiated, and all metrics. It is NaN where the state has a NaN: such a training diverged.
 
     Raises:
-        JaxhpoError: if the task does not report that metric.
+        JaxhpoError: if the task does not report that metric, or anything but a dict of scalars.
     """
-    metrics = {str(name): jnp.asarray(value) for name, value in task.evaluate(hparams, state).items()}
+    found = task.evaluate(hparams, state)
+    if not isinstance(found, dict):
+        raise JaxhpoError(f"evaluate must return a dict of scalars, not a {type(found).__name__}")
+    metrics = scalars(metric, found, "task")
+    value = jnp.where(has_no_nan(state), metrics[metric], jnp.nan)
+    return value, {**metrics, metric: value}
+
+
+def scalars(metric: str, found: dict[str, Any], who: str) -> dict[str, Any]:
+    """The metrics as arrays, after a look at their shapes and at whether the one wanted is there."""
+    metrics = {str(name): jnp.asarray(value) for name, value in found.items()}
     if metric not in metrics:
-        raise JaxhpoError(f"metric = {metric!r}: the task reports {', '.join(metrics)}")
-    return metrics[metric], metrics
+        raise JaxhpoError(f"metric = {metric!r}: the {who} reports {', '.join(metrics)}")
+    for name, value in metrics.items():
+        if value.shape != ():
+            raise JaxhpoError(f"the {who} reports {name!r} of shape {value.shape}: a scalar is due")
+    return metrics
 
 
 def without_derivative(function: Callable[[Floats], Array], floats: Floats) -> list[str]:
@@ -146,13 +170,27 @@ def without_derivative(function: Callable[[Floats], Array], floats: Floats) -> l
     return [name for name, is_used in zip(names, used[len(names) :], strict=True) if not is_used]
 
 
-def refuse_zeros(metric: str, names: list[str]) -> None:
-    """Raises a JaxhpoError that names the hyperparameters, if there are any."""
-    if names:
-        raise JaxhpoError(
+class ZeroDerivative(JaxhpoError):
+    """The metric has no derivative by some hyperparameters, whatever their values; ``names`` says by which."""
+
+    def __init__(self, metric: str, names: list[str]):
+        self.metric, self.names = metric, tuple(names)
+        super().__init__(
             f"hypergradients: the derivative of {metric} by {', '.join(names)} is zero whatever the values are (they are not "
             "used, or act only through a sign, a rounding or a comparison): leave them out, or search them by another optimizer"
         )
+
+
+def metric_after(task: Task, metric: str, num_steps: int, floats: Floats, assemble: Assemble) -> Array:
+    """The metric after a training of some key, to be traced for its structure."""
+    key, hparams = jax.random.key(0), assemble(floats)
+    return score(task, metric, hparams, steps_from(task, key, hparams, start(task, key, hparams), 0, num_steps))[0]
+
+
+def refuse_zeros(metric: str, names: list[str]) -> None:
+    """Raises a JaxhpoError that names the hyperparameters, if there are any."""
+    if names:
+        raise ZeroDerivative(metric, names)
 
 
 def readings_of(kind: str, log_norms: Array, first: int, length: int) -> dict[str, Array]:
@@ -164,8 +202,12 @@ def readings_of(kind: str, log_norms: Array, first: int, length: int) -> dict[st
     """
     count = log_norms.shape[0]
     shown = sorted({round(i * (count - 1) / (_NUM_READINGS - 1)) for i in range(_NUM_READINGS)})
-    begin = log_norms[-1] if kind == "adjoint" else log_norms[0]
-    return {"gauge/growth": jnp.max(log_norms) - begin, **{f"gauge/{kind}@{first + i * length}": log_norms[i] for i in shown}}
+    # Readings of zero norm, -inf, are of a stretch that the metric, or the hyperparameter, does not reach.
+    known, onwards = jnp.isfinite(log_norms), log_norms[::-1] if kind == "adjoint" else log_norms
+    begin = onwards[jnp.argmax(jnp.isfinite(onwards))]
+    growth = jnp.where(known.any(), jnp.max(jnp.where(known, log_norms, -jnp.inf)) - begin, 0.0)
+    growth = jnp.where(jnp.isnan(log_norms).any() | jnp.isposinf(log_norms).any(), jnp.nan, growth)
+    return {"gauge/growth": growth, **{f"gauge/{kind}@{first + i * length}": log_norms[i] for i in shown}}
 
 
 def inexact_of(state: Any) -> list[Any]:

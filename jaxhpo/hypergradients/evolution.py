@@ -50,7 +50,8 @@ class Evolution:
       updated after each window; here they are held for a whole training, and it is the same estimate as ``"es"``.
 
     In a study the floats are moves in the cube instead, zero at the point asked for, so ``sigma`` is in units of the cube
-    and neither ``log`` nor ``scale`` is needed; what would leave the bounds stays on them.
+    and neither ``log`` nor ``scale`` is needed; what would leave the bounds stays on them. At a bound half of
+    each pair does, so that this component of the gradient comes out at half its size, of the right sign.
 
     If ``f`` is quadratic in what is perturbed, ``F`` has the gradient of ``f``. Let ``f`` be linear, with derivatives ``c_k``
     by the perturbations of the windows ``k`` of ``K``. The variance of one pair of ``"es"`` is then about the number of

@@ -21,12 +21,12 @@ from jaxhpo.hypergradients.estimate import (
     Floats,
     inexact_of,
     log10_norm,
+    metric_after,
     readings_of,
     refuse_zeros,
     score,
     start,
     step_at,
-    steps_from,
     value_and_grad,
     weights_of,
     with_inexact,
@@ -74,11 +74,7 @@ class Forward:
                 "Unrolled, whose cost does not depend on their number, or a longer stretch"
             )
 
-        def value(floats: Floats) -> Array:
-            key, hparams = jax.random.key(0), assemble(floats)
-            state = steps_from(self.task, key, hparams, start(self.task, key, hparams), 0, self.num_steps)
-            return score(self.task, self.metric, hparams, state)[0]
-
+        value = lambda floats: metric_after(self.task, self.metric, self.num_steps, floats, assemble)
         refuse_zeros(self.metric, without_derivative(value, floats))
 
     def estimate(self, key: Array, floats: Floats, assemble: Assemble) -> Estimate:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.extend.core
 import numpy as np
 
 from jaxhpo.errors import JaxhpoError
@@ -51,11 +52,11 @@ def bytes_of(tree: Any) -> int:
 
 def residual_bytes(step: Callable[..., Any], shared: Any, *args: Any) -> int:
     """Bytes that the backward pass of ``step(shared, *args)`` keeps, without the ``shared`` data; computes nothing."""
-    backward = jax.eval_shape(lambda shared, *args: jax.vjp(functools.partial(step, shared), *args)[1], shared, *args)
-    shapes = lambda tree: [(x.shape, str(x.dtype)) for x in jax.tree.leaves(tree) if hasattr(x, "shape")]
-    known = set(shapes(shared))
-    kept = [x for x in jax.tree.leaves(backward) if (x.shape, str(x.dtype)) not in known]
-    return bytes_of(kept)
+    backward = lambda shared, *args: jax.tree.leaves(jax.vjp(functools.partial(step, shared), *args)[1])
+    jaxpr = jax.make_jaxpr(backward)(shared, *args).jaxpr
+    elsewhere = {*jaxpr.constvars, *jaxpr.invars[: len(jax.tree.leaves(shared))]}
+    kept = {var for var in jaxpr.outvars if isinstance(var, jax.extend.core.Var) and var not in elsewhere}
+    return bytes_of([var.aval for var in kept])
 
 
 def _total(segments: tuple[int, ...], num_steps: int, state: int, residual: int) -> int:
@@ -85,7 +86,9 @@ def plan_memory(num_steps: int, state: int, residual: int, budget: int, segments
         JaxhpoError: if nothing fits; it says what would. For segments that are no positive whole numbers.
     """
     if segments is not None:
-        if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in segments):
+        if not isinstance(segments, tuple) or any(
+            isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in segments
+        ):
             raise JaxhpoError(f"segments = {segments!r}: must be a tuple of whole numbers of at least 1, or ()")
         return MemoryPlan(segments, state, residual, _total(segments, num_steps, state, residual))
     everything = _total((), num_steps, state, residual)

@@ -7,6 +7,7 @@ bias in stochastic meta-optimization", 2018.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -60,15 +61,26 @@ class Truncated:
     def check(self, floats: Floats, assemble: Assemble) -> None:
         """Refuses floats without a derivative; warns of those whose derivative truncation spoils."""
 
+        count = min(self.last_steps, self.num_steps)
+
         def value(floats: Floats) -> Array:
             hparams, key = assemble(floats), jax.random.key(0)
-            state = steps_from(self.task, key, hparams, start(self.task, key, hparams), 0, min(self.last_steps, self.num_steps))
-            return score(self.task, self.metric, hparams, state)[0]
+            state = start(self.task, key, hparams)
+            state = state if count == self.num_steps else jax.lax.stop_gradient(state)
+            return score(self.task, self.metric, hparams, steps_from(self.task, key, hparams, state, 0, count))[0]
 
         refuse_zeros(self.metric, without_derivative(value, floats))
         if self.last_steps >= self.num_steps:
             return
-        spoilt = optimizer_hyperparameters(self.task, floats, assemble)
+        loss = training_loss(self.task)
+        if loss is None:
+            warnings.warn(
+                f"Truncated: if any of {', '.join(sorted(floats))} acts through the optimizer, as learning rates do, its "
+                f"derivative through the last {self.last_steps} of {self.num_steps} steps is wrong; use Unrolled or Forward",
+                stacklevel=2,
+            )
+            return
+        spoilt = without_training_loss(loss, self.task, floats, assemble)
         if spoilt:
             warnings.warn(
                 f"Truncated: {', '.join(spoilt)} act(s) through the optimizer, so the derivative through the last "
@@ -96,14 +108,8 @@ class Truncated:
         return value_and_grad(self, key, hparams)
 
 
-def optimizer_hyperparameters(task: Task, floats: Floats, assemble: Assemble) -> list[str]:
-    """Names of the floats on which the training loss does not depend: they act through the optimizer.
-
-    All of them where the training loss of the task is not known.
-    """
-    loss = training_loss(task)
-    if loss is None:
-        return sorted(floats)
+def without_training_loss(loss: Callable[..., Array], task: Task, floats: Floats, assemble: Assemble) -> list[str]:
+    """Names of the floats on which the training loss does not depend: they act through the optimizer."""
     hparams = assemble(floats)
     state = start(task, jax.random.key(0), hparams)
     return without_derivative(lambda floats: loss(assemble(floats), weights_of(state), state), floats)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxhpo.core import Array, pytree_dataclass, setting
+from jaxhpo.errors import JaxhpoError
 from jaxhpo.hypergradients import memory
 from jaxhpo.hypergradients.estimate import (
     Assemble,
@@ -23,17 +24,18 @@ from jaxhpo.hypergradients.estimate import (
     Floats,
     inexact_of,
     log10_norm,
+    metric_after,
     readings_of,
     refuse_zeros,
     score,
     start,
     step_at,
-    steps_from,
     value_and_grad,
     weights_of,
     with_inexact,
     without_derivative,
 )
+from jaxhpo.tasks.gradient import mixed_mode
 from jaxhpo.tasks.task import Task, Training
 
 
@@ -53,8 +55,10 @@ class Unrolled:
         num_steps: ``T``, steps of the training.
         metric: which metric is differentiated; it must be differentiable, as a loss is and an accuracy is not.
         budget_mib: memory that one lane may take, in MiB; what is recomputed is chosen to fit, before compiling.
-        segments: lengths of the recomputed segments, level by level, instead of choosing: ``()`` stores everything,
+        segments: lengths of the recomputed segments, level by level, instead of choosing: ``()`` recomputes none,
             ``(20,)`` recomputes segments of 20 steps.
+        mixed_mode: differentiate the gradient within each step forwards, for tasks from Flax and steps that call
+            ``jaxhpo.tasks.value_and_grad``; the same numbers, worth trying where memory or time within a step counts.
     """
 
     task: Task
@@ -62,6 +66,7 @@ class Unrolled:
     metric: str = setting("loss", static=True)
     budget_mib: int = setting(1024, static=True, low=1)
     segments: tuple[int, ...] | None = setting(None, static=True)
+    mixed_mode: bool = setting(False, static=True)
 
     @property
     def training(self) -> Training:
@@ -74,11 +79,7 @@ class Unrolled:
             JaxhpoError: with their names.
         """
 
-        def value(floats: Floats) -> Array:
-            key, hparams = jax.random.key(0), assemble(floats)
-            state = steps_from(self.task, key, hparams, start(self.task, key, hparams), 0, self.num_steps)
-            return score(self.task, self.metric, hparams, state)[0]
-
+        value = lambda floats: metric_after(self.task, self.metric, self.num_steps, floats, assemble)
         refuse_zeros(self.metric, without_derivative(value, floats))
 
     def memory_plan(self, floats: Floats, assemble: Assemble) -> memory.MemoryPlan:
@@ -90,9 +91,10 @@ class Unrolled:
         return reverse_plan(self.task, floats, assemble, self.num_steps, self.budget_mib, self.segments)
 
     def estimate(self, key: Array, floats: Floats, assemble: Assemble) -> Estimate:
-        plan = self.memory_plan(floats, assemble)
         begin = lambda floats: start(self.task, key, assemble(floats))
-        return reverse(self.task, self.metric, key, floats, assemble, begin, 0, self.num_steps, plan.segments)
+        with mixed_mode(self.mixed_mode):
+            plan = self.memory_plan(floats, assemble)
+            return reverse(self.task, self.metric, key, floats, assemble, begin, 0, self.num_steps, plan.segments)
 
     def __call__(self, key: Array, hparams: Any) -> tuple[Array, Any]:
         return value_and_grad(self, key, hparams)
@@ -149,7 +151,15 @@ def reverse(
         return score(task, metric, hparams, state)
 
     differentiated = jax.value_and_grad(final, argnums=(0, 1), has_aux=True)
-    (_, metrics), (grad, adjoints) = differentiated(floats, jnp.zeros(num_readings, jnp.float32))
+    try:
+        (_, metrics), (grad, adjoints) = differentiated(floats, jnp.zeros(num_readings, jnp.float32))
+    except ValueError as error:
+        if "Reverse-mode differentiation does not work" not in str(error):
+            raise
+        raise JaxhpoError(
+            "hypergradients: a step or the metric has a while loop, or a loop of traced length; reverse mode cannot "
+            "take: use lax.scan, or the estimators Forward or Evolution"
+        ) from error
     return Estimate(metrics | readings_of("adjoint", adjoints, first, length), grad)
 
 

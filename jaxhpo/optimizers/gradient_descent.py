@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxhpo.core import Array, CubeSpec, Feedback, Query, UnfitDimensions, pytree_dataclass, setting
+from jaxhpo.core import Array, CubeSpec, Feedback, Optimizer, Query, UnfitDimensions, pytree_dataclass, setting
 from jaxhpo.errors import JaxhpoError
 from jaxhpo.optimizers.sobol import scrambled_sobol, sobol_points
 
@@ -29,6 +29,7 @@ COORDINATES = ("cube", "unconstrained")
 _ENDS = 1e-4  # how close unconstrained coordinates come to the ends of the cube
 _MOST_SOBOL = 1000  # dimensions; beyond, few points fill nothing evenly, and direction numbers take seconds
 _LARGEST = 1e37  # the reciprocal of a larger float32 is no normal number
+_LEAST_SCALE = 1 / 16  # of a lane's learning rate: in noise lanes would else restart until they stand still
 _NEARBY = 0.02  # standard deviation of a restart around the best point, in cube units
 
 
@@ -236,6 +237,12 @@ class HypergradientDescent:
                 "integers and choices have no gradient: use another optimizer, or HypergradientDescent(explorer=...), which "
                 "holds them fixed on each lane",
             )
+        if self.explorer is not None and (isinstance(self.explorer, type) or not isinstance(self.explorer, Optimizer)):
+            raise JaxhpoError(
+                f"HypergradientDescent: explorer = {self.explorer!r}: an optimizer such as TPE(num_lanes=8) is due"
+            )
+        if getattr(self.explorer, "needs_gradient", False):
+            raise JaxhpoError("HypergradientDescent: explorer: one that needs no gradients is due; it is told losses alone")
         if self.explorer is not None and self.explorer.num_lanes != self.num_lanes:
             raise JaxhpoError(
                 f"HypergradientDescent: explorer.num_lanes = {self.explorer.num_lanes}: must be num_lanes = {self.num_lanes}"
@@ -393,7 +400,9 @@ class HypergradientDescent:
             row=jnp.where(goes_on, following, jnp.where(at_design, rows, design.row)),
             best=best,
             best_loss=best_loss,
-            scale=jnp.where(ended & ~at_design & jnp.isfinite(best_loss), 0.5 * design.scale, design.scale),
+            scale=jnp.where(
+                ended & ~at_design & jnp.isfinite(best_loss), jnp.maximum(0.5 * design.scale, _LEAST_SCALE), design.scale
+            ),
         )
         best_of_life = jnp.where(starts_well, known, state.best_loss)
         state = dataclasses.replace(state, best_loss=best_of_life, design=design)

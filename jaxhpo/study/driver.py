@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import signal
@@ -168,12 +169,20 @@ def _settings(optimizer: Any) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return _settings(value)
+        if isinstance(value, functools.partial):
+            bound = {"args": [plain(x) for x in value.args]} if value.args else {}
+            return {"function": plain(value.func), **bound, **{name: plain(x) for name, x in value.keywords.items()}}
         return value.tolist() if hasattr(value, "tolist") else label_of(value)
 
-    fields = {
-        f.name: plain(getattr(optimizer, f.name)) for f in dataclasses.fields(optimizer) if f.name not in ("task", "loss")
-    }
+    fields = {field.name: plain(getattr(optimizer, field.name)) for field in dataclasses.fields(optimizer)}
     return {"name": type(optimizer).__name__, **fields}
+
+
+def _estimator_settings(estimator: Any) -> dict[str, Any]:
+    """The same of an estimator, whose task is told by its data and its factory."""
+    blank = {name: None for name in ("task", "loss") if hasattr(estimator, name)}
+    settings = _settings(dataclasses.replace(estimator, **blank))
+    return {name: value for name, value in settings.items() if name not in blank}
 
 
 def _described(study: Study) -> dict[str, Any]:
@@ -198,7 +207,7 @@ def _digest(task: Any) -> str:
 
 def _identity(study: Study, problem: Problem, width: int) -> dict[str, Any]:
     """What makes the trials of a study what they are; a resumed study must have the same."""
-    estimator = {"estimator": _settings(problem.task)} if problem.has_gradient else {}
+    estimator = {"estimator": _estimator_settings(problem.task)} if problem.has_gradient else {}
     return estimator | {
         "space": study.space.describe(),
         "optimizer": _settings(study.optimizer),

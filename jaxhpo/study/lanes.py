@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from jaxhpo.core import Array, pytree_dataclass
 from jaxhpo.study.problem import TRIAL_STREAM, Plan, Problem, scalar_metrics
-from jaxhpo.tasks.task import init_and_step_keys
+from jaxhpo.tasks.task import has_no_nan, init_and_step_keys
 
 LANES, EVERYWHERE = PartitionSpec("lanes"), PartitionSpec()
 
@@ -64,12 +64,6 @@ class Outcome:
 def trial_key(key: Array, number: Array) -> Array:
     """The key of a trial: from the study's key and the trial's number alone."""
     return jax.random.fold_in(jax.random.fold_in(key, TRIAL_STREAM), number)
-
-
-def has_no_nan(tree: Any) -> Array:
-    """Whether every number of a tree is one, ``bool[]``."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.stack([~jnp.isnan(leaf).any() for leaf in leaves]).all() if leaves else jnp.array(True)
 
 
 def init_state(problem: Problem, row: Row) -> Any:

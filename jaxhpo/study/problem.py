@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +17,7 @@ from jax.tree_util import Partial
 from jaxhpo.core import Array, Kind, Optimizer, UnfitDimensions, pytree_dataclass, setting
 from jaxhpo.errors import JaxhpoError
 from jaxhpo.hypergradients import Estimator, ValueAndGrad
-from jaxhpo.hypergradients.estimate import Assemble, Floats
+from jaxhpo.hypergradients.estimate import Assemble, Floats, ZeroDerivative, check_settings
 from jaxhpo.space import Space
 from jaxhpo.tasks import HostFunction, Task, Training, check_task
 from jaxhpo.tasks.task import callable_pytree
@@ -128,6 +130,8 @@ class Plan:
         return self.width * self.num_devices * self.shards_per_device
 
 
+_MOST_STATICS = 16  # combinations of static choices for which an estimator is asked
+
 CPU_WIDTH = 8  # trainings to a shard on a CPU: as many small networks as its caches hold
 
 
@@ -207,7 +211,8 @@ def with_gradient(objective: Any, optimizer: Optimizer, metric: str | None) -> A
             else ("use jaxhpo.hypergradients.Unrolled(task, num_steps), or another estimator, in place of Training")
         )
         raise JaxhpoError(f"{name} needs gradients, which a {type(objective).__name__} does not give: {use}")
-    return ValueAndGrad(callable_pytree("objective", objective), metric or "loss")
+    _check_signature(objective)
+    return ValueAndGrad(objective, metric or "loss")
 
 
 def training_of(objective: Any) -> tuple[Training, bool]:
@@ -219,7 +224,7 @@ def training_of(objective: Any) -> tuple[Training, bool]:
         JaxhpoError: for something that is neither a loss nor a training.
     """
     if isinstance(objective, Estimator):
-        return objective.training, True
+        return objective.training, not isinstance(objective, ValueAndGrad)
     if isinstance(objective, Training):
         return objective, True
     if callable(objective) and not isinstance(objective, type):
@@ -241,20 +246,39 @@ def _check_signature(loss: Callable[..., Any]) -> None:
         ) from error
 
 
-def _checked_estimator(estimator: Any, space: Space, static: tuple[int, ...] | None) -> dict[str, Any]:
-    """The metrics of an estimator, after its own word on the hyperparameters."""
+def _checked_estimator(estimator: Any, space: Space) -> dict[str, Any]:
+    """The metrics of an estimator, after its own word on the hyperparameters.
 
-    def at(estimator: Any, space: Space, key: Array, cube: Array) -> dict[str, Any]:
+    A derivative that is zero is refused where it is so for every static choice.
+    """
+
+    def at(static: tuple[int, ...] | None, estimator: Any, space: Space, key: Array, cube: Array) -> dict[str, Any]:
         floats, assemble = floats_of(space, space.decode_arrays(cube), static, in_cube(estimator))
         if not floats:
             raise JaxhpoError("hypergradients: the space has no Float, and only floats have a derivative")
         if in_cube(estimator) and getattr(estimator, "log", ()):
             raise JaxhpoError("Evolution: log: a study perturbs in the cube, where log has its place already; leave it out")
-        estimator.check(floats, assemble)
+        try:
+            estimator.check(floats, assemble)
+        except ZeroDerivative as error:
+            zeros.append(error)
         return scalar_metrics(estimator.estimate(key, floats, assemble).metrics)
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(at, estimator, space, key, jax.ShapeDtypeStruct((space.num_dims,), np.float32))
+    key, cube = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((space.num_dims,), np.float32)
+    statics: list[Any] = [None]
+    if space.static_slots:
+        every = itertools.product(*(range(len(slot.options)) for slot in space.static_slots))
+        statics = list(itertools.islice(every, _MOST_STATICS))
+    metrics: dict[str, Any] = {}
+    zeros: list[ZeroDerivative] = []
+    for count, static in enumerate(statics, 1):
+        metrics = jax.eval_shape(functools.partial(at, static), estimator, space, key, cube)
+        if len(zeros) < count:  # none is zero here
+            return metrics
+    always = sorted(set.intersection(*(set(error.names) for error in zeros)))
+    if always:
+        raise ZeroDerivative(zeros[0].metric, always)
+    return metrics
 
 
 def metric_names(task: Any, space: Space) -> list[str]:
@@ -276,7 +300,7 @@ def metric_names(task: Any, space: Space) -> list[str]:
     )
     try:
         if isinstance(task, Estimator):
-            return list(_checked_estimator(task, space, static))
+            return list(_checked_estimator(task, space))
         return list(check_task(at_a_point, jax.ShapeDtypeStruct((space.num_dims,), np.float32)))
     except (*_NEEDS_VALUES, TypeError) as error:
         text = " ".join(str(error).split())
@@ -322,9 +346,15 @@ def make_problem(
     if isinstance(num_trials, bool) or not isinstance(num_trials, (int, np.integer)) or not 1 <= num_trials < 2**30:
         raise JaxhpoError(f"num_trials = {num_trials!r}: must be a whole number between 1 and 2**30")
     _check_dimensions(optimizer, space)
+    if isinstance(objective, type):
+        raise JaxhpoError(f"the objective is the class {objective.__name__}: an instance of it, or a function, is due")
     objective = with_gradient(objective, optimizer, metric)
-    training, watch_state = training_of(objective)
+    if isinstance(objective, ValueAndGrad):
+        objective = dataclasses.replace(objective, loss=callable_pytree("loss", objective.loss))
     has_gradient = isinstance(objective, Estimator)
+    if has_gradient:
+        check_settings(objective)
+    training, watch_state = training_of(objective)
     if has_gradient and metric not in (None, objective.metric):
         raise JaxhpoError(f"metric = {metric!r}: the estimator differentiates {objective.metric!r}; both must be the same")
     task = objective if has_gradient else training.task

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxhpo.tasks import dropout, masked, metrics, minibatch, schedules
+    from jaxhpo.tasks.gradient import value_and_grad
     from jaxhpo.tasks.linen import from_linen
     from jaxhpo.tasks.nnx import from_nnx
     from jaxhpo.tasks.repeated import over_seeds
@@ -21,6 +22,7 @@ _HOMES = {
     "from_linen": "linen",
     "from_nnx": "nnx",
     "over_seeds": "repeated",
+    "value_and_grad": "gradient",
     "training_loss": "supervised",
 }
 _MODULES = ("dropout", "masked", "metrics", "minibatch", "schedules")
@@ -39,6 +41,7 @@ __all__ = [
     "over_seeds",
     "schedules",
     "training_loss",
+    "value_and_grad",
 ]
 
 

@@ -10,7 +10,9 @@ from flax import nnx
 def dropout(key: jax.Array, rate: jax.Array | float, x: jax.Array) -> jax.Array:
     """Each element of ``x`` is zero with probability ``rate``, else divided by ``1 - rate``.
 
-    ``rate`` in ``[0, 1)`` may be traced. In a Linen module: ``dropout(self.make_rng("dropout"), rate, x)``.
+    ``rate`` in ``[0, 1)`` may be traced. A hypergradient by it goes through the division alone, not through which elements
+    are dropped: it is biased; use ``jaxhpo.hypergradients.Evolution`` for it.
+    In a Linen module: ``dropout(self.make_rng("dropout"), rate, x)``.
     """
     keep = 1 - jnp.asarray(rate, x.dtype)
     return jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep, 0)

@@ -18,6 +18,7 @@ from jax.tree_util import Partial
 
 from jaxhpo.core import pytree_dataclass
 from jaxhpo.tasks import metrics as m
+from jaxhpo.tasks.gradient import value_and_grad
 from jaxhpo.tasks.minibatch import Order, first_order, next_batch
 from jaxhpo.tasks.task import Task, positive
 
@@ -79,11 +80,13 @@ class Recipe:
             index, order = next_batch(order, x.shape[0], self.batch_size)
             x, y = x[index], y[index]
 
-        def objective(params: Any) -> tuple[jax.Array, Any]:
-            predictions, variables = self.network.train(key, hparams, params, state.variables, x)
+        def objective(
+            params: Any, key: jax.Array, hparams: Any, variables: Any, x: jax.Array, y: jax.Array
+        ) -> tuple[jax.Array, Any]:
+            predictions, variables = self.network.train(key, hparams, params, variables, x)
             return self.loss(hparams, predictions, y), variables
 
-        (loss, variables), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        (loss, variables), grads = value_and_grad(objective, state.params, key, hparams, state.variables, x, y)
         # The chain is built here, so that its hyperparameters may be traced.
         chain = optax.with_extra_args_support(self.optimizer(hparams))
         updates, opt_state = chain.update(grads, state.opt_state, state.params, value=loss)

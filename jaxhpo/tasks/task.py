@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey, Partial, keystr
 
@@ -141,6 +142,12 @@ class Training:
 def init_and_step_keys(key: Array) -> tuple[Array, Array]:
     """The key of a training as the key of ``init`` and the key below which every step has its own, by ``fold_in``."""
     return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+
+
+def has_no_nan(tree: Any) -> jax.Array:
+    """Whether every number of a tree is one, ``bool[]``."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.inexact)]
+    return jnp.stack([~jnp.isnan(leaf).any() for leaf in leaves]).all() if leaves else jnp.array(True)
 
 
 def check_task(task: Task, hparams: Any) -> dict[str, jax.ShapeDtypeStruct]:

@@ -102,6 +102,15 @@ def test_networks_with_state_and_noise(x64, kind):
     assert relative_error(grad, expected) < (1e-3 if "batch_norm" in kind else EXACT)
 
 
+@pytest.mark.parametrize("kind", [{"batch_norm": True}, {"rate": 0.3}], ids=["batch norm", "dropout"])
+def test_mixed_mode_is_the_same_number(x64, kind):
+    """A smoothing of the labels puts a hyperparameter into the training loss, too."""
+    loss = lambda h, logits, labels: jh.tasks.metrics.cross_entropy(logits, labels, h["smoothing"])
+    one, hparams = flax_task(sgd, loss=loss, **kind), {**SGD, "smoothing": 0.1}
+    plain, mixed = (jitted(Unrolled(one, 24, segments=(5,), mixed_mode=m))(hparams)[1] for m in (False, True))
+    assert relative_error(mixed, plain) < (1e-5 if "batch_norm" in kind else 1e-9)
+
+
 def test_truncation_gives_a_learning_rate_the_wrong_sign(x64):
     """On a quadratic with slow directions: from a rate that is too small more is better, but the last steps alone, which
     are noisy, say the opposite."""
@@ -114,7 +123,7 @@ def test_truncation_gives_a_learning_rate_the_wrong_sign(x64):
     mean = lambda e: jax.jit(lambda keys: jax.vmap(lambda key: e(key, {"lr": 0.3})[1]["lr"])(keys).mean())
     keys = jax.random.split(jax.random.key(0), 200)
     whole = mean(Unrolled(one, 100))(keys)
-    with pytest.warns(UserWarning, match="Truncated: lr act"):
+    with pytest.warns(UserWarning, match="Truncated: if any of lr acts through the optimizer"):
         last = mean(Truncated(one, 100, 3))(keys)
     assert whole < 0 < last
 
@@ -224,6 +233,51 @@ def test_memory_is_foretold():
         used[steps] = compiled.memory_analysis().temp_size_in_bytes
         assert 0.5 < plan.predicted_bytes / used[steps] < 2
     assert used[1024] < 4.5 * used[64]
+
+
+def test_activations_of_the_shape_of_the_data_are_foretold_too():
+    """A full batch of 400 through layers as wide as the inputs: the residuals are activations, the state is small."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(400, 16)), jnp.float32)
+
+    def loss(x, params):
+        for w in params:
+            x = jnp.tanh(x @ w)
+        return jnp.mean((x - 0.5) ** 2)
+
+    one = jh.Task(
+        init=lambda key, h: list(0.3 * jax.random.normal(key, (3, 16, 16))),
+        step=jax.tree_util.Partial(
+            lambda x, key, h, w: jax.tree.map(lambda w, g: w - h["lr"] * g, w, jax.grad(loss, argnums=1)(x, w)), x
+        ),
+        evaluate=jax.tree_util.Partial(lambda x, h, w: {"loss": loss(x, w)}, x),
+    )
+    estimator = Unrolled(one, 40, segments=())
+    floats, assemble = split_floats({"lr": jnp.float32(0.1)})
+    predicted = estimator.memory_plan(floats, assemble).predicted_bytes
+    compiled = jax.jit(lambda e, f: e.estimate(jax.random.key(0), f, assemble).grad).lower(estimator, floats).compile()
+    assert 0.5 < predicted / compiled.memory_analysis().temp_size_in_bytes < 2
+
+
+def test_growth_where_a_hyperparameter_acts_late_or_not_at_all(x64):
+    """A norm of zero is no growth: of a tangent before its hyperparameter acts, of an adjoint where nothing is passed on."""
+
+    def task_of(use):
+        return jh.Task(
+            lambda key, h: (jnp.zeros((), jnp.int32), jnp.ones(3)), use, lambda h, x: {"loss": jnp.sum(x[1]) * h["a"]}
+        )
+
+    late = task_of(lambda key, h, x: (x[0] + 1, 0.9 * x[1] + jnp.where(x[0] > 20, h["a"], 0.0)))
+    never = task_of(lambda key, h, x: (x[0] + 1, 0.9 * x[1]))
+    reset = task_of(lambda key, h, x: (x[0] + 1, 0.9 * jnp.where(x[0] == 30, h["a"], x[1])))
+    for one in (late, never, reset):
+        for estimator in (Forward(one, 40), Unrolled(one, 40)):
+            growth = jax.jit(lambda a, e=estimator: e.estimate(jax.random.key(0), {"a": a}, dict).metrics["gauge/growth"])(0.3)
+            assert 0 <= growth < 2
+
+
+def test_two_hyperparameters_of_one_name_are_refused():
+    with pytest.raises(JaxhpoError, match=r"two hyperparameters are called 'a\.b'"):
+        Unrolled(task(sgd), 5)(jax.random.key(0), {"a.b": 0.1, "a": {"b": 0.3}})
 
 
 def test_plans():

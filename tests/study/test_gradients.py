@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -183,11 +184,67 @@ def test_refusals_are_one_clear_line():
     refused(Unrolled(training(), 20), {"n": jh.Int(1, 5)}, jh.RandomSearch(2), "no Float, and only floats have a derivative")
     unused = jh.Space({"rate": jh.Float(0.01, 0.5), "pull": jh.Float(-1, 1, shape=(2,)), "fixed": 1.0, "idle": jh.Float(0, 1)})
     refused(Unrolled(training(), 20), unused, descent, "derivative of loss by idle is zero")
+    refused(Unrolled, SPACE, descent, "the objective is the class Unrolled: an instance of it")
+    refused(Unrolled(training(), 0), SPACE, descent, "Unrolled: num_steps = 0: must be at least 1")
+    refused(Evolution(training(), 20, sigma=0.0), SPACE, descent, "Evolution: sigma = 0.0: must be at least")
+    refused(Unrolled(training(), 20, segments=5), SPACE, descent, r"segments = 5: must be a tuple")
+    loop = lambda key, h, x: jax.lax.while_loop(lambda x: x["params"].sum() < 0, lambda x: x, x)
+    looped = jh.Task(training().init, loop, training().evaluate)
+    refused(Unrolled(looped, 20), SPACE, descent, "while loop.*Forward or Evolution")
+
+
+def test_refusals_of_plain_losses_and_explorers():
+    descent, space, loss = jh.HypergradientDescent(num_lanes=2), {"x": jh.Float(0, 1)}, lambda key, h: h["x"]
+    refused(lambda h: 1.0, space, descent, r"the loss takes \(h\): \(key, hparams\) is due")
+    refused(lambda key, h: jnp.ones(2) * h["x"], space, descent, r"'loss' of shape \(2,\): a scalar is due")
+    refused(SPACE, SPACE, descent, "the objective is a Space")
+    refused(loss, space, jh.HypergradientDescent(num_lanes=2, explorer=jh.TPE), "explorer = .*TPE")
+    refused(loss, space, jh.HypergradientDescent(num_lanes=2, explorer=descent), "no gradients is due")
     refused(
         lambda key, h: h["x"], {"x": jh.Float(0, 1)}, jh.HypergradientDescent(optax.adam(0.1), num_lanes=2), "not optax.adam"
     )
 
 
+def test_a_training_that_diverged_is_not_scored():
+    """The highest of NaN logits is class 0: an accuracy of 1 if nobody looked at the weights."""
+    task = jh.Task(
+        init=lambda key, h: jnp.zeros(3),
+        step=lambda key, h, w: jnp.where(h["lr"] > 0.3, jnp.nan, w - h["lr"] * (w - 1.0)),
+        evaluate=lambda h, w: {"accuracy": (jnp.argmax(w) == 0) * 1.0, "loss": jnp.sum(w)},
+    )
+    space = {"lr": jh.Float(0.01, 1.0)}
+    evolution = Evolution(task, 5, metric="accuracy", num_pairs=2, sigma=0.001)
+    found, plain = (
+        jh.maximize(x, space, jh.RandomSearch(num_lanes=4), key=0, num_trials=12, metric="accuracy")
+        for x in (evolution, jh.Training(task, 5, steps_per_round=5))
+    )
+    assert 0 < found.trials["diverged"].sum() < 12
+    np.testing.assert_array_equal(found.trials["diverged"], plain.trials["diverged"])
+
+
+def test_a_float_that_only_some_static_choices_use_is_let_pass():
+    def loss(key, h):
+        x = h["rate"] if h["kind"] == "plain" else h["rate"] * h["momentum"]
+        return (x - 0.2) ** 2
+
+    space = {"rate": jh.Float(0, 1), "momentum": jh.Float(0, 1), "kind": jh.Choice(["plain", "heavy"], static=True)}
+    descent = jh.HypergradientDescent(num_lanes=2, explorer=jh.RandomSearch(num_lanes=2))
+    jh.minimize(loss, space, descent, key=0, num_trials=8)
+    refused(loss, space | {"idle": jh.Float(0, 1)}, descent, "by idle is zero")
+
+
+def test_other_settings_of_a_partial_are_another_study(tmp_path):
+    make = lambda m: jh.Study(
+        Unrolled(training(), 20), SPACE, jh.HypergradientDescent(functools.partial(optax.sgd, momentum=m), num_lanes=2), 8
+    )
+    jh.run_study(make(0.9), tmp_path / "run")
+    with pytest.raises(JaxhpoError, match=r"another study .*optimizer.optimizer.momentum: 0.9 recorded, 0.0 now"):
+        jh.run_study(make(0.0), tmp_path / "run", resume=True)
+
+
 def test_other_optimizers_ignore_gradients():
-    result = jh.minimize(Unrolled(training(), 20), SPACE, jh.PSO(num_lanes=4), key=0, num_trials=16)
-    assert len(result.trials["loss"]) == 16
+    found, plain = (
+        jh.minimize(objective, SPACE, jh.PSO(num_lanes=4), key=0, num_trials=16, devices=1)
+        for objective in (Unrolled(training(), 20), jh.Training(training(), 20, steps_per_round=20))
+    )
+    np.testing.assert_allclose(found.trials["loss"], plain.trials["loss"], rtol=1e-5)
