@@ -8,7 +8,7 @@ An estimator differentiates by floats alone: integers and choices have no deriva
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,6 @@ class Estimate:
     grad: Floats
 
 
-@runtime_checkable
 class Estimator(Protocol):
     """A hypergradient of a training: pure, written for one lane, fit for ``jit`` and ``vmap``.
 
@@ -71,6 +70,12 @@ class Estimator(Protocol):
     def estimate(self, key: Array, floats: Floats, assemble: Assemble) -> Estimate: ...
 
     def __call__(self, key: Array, hparams: Any) -> tuple[Array, Any]: ...
+
+
+def is_estimator(thing: Any) -> bool:
+    """Whether something is an estimator, as ``isinstance`` would tell if it did not read properties to do so."""
+    cls = type(thing)
+    return callable(thing) and callable(getattr(cls, "estimate", None)) and hasattr(cls, "training") and hasattr(cls, "check")
 
 
 def split_floats(hparams: Any) -> tuple[Floats, Assemble]:

@@ -25,7 +25,8 @@ import numpy as np
 
 from jaxhpo.core import Optimizer, problems_of
 from jaxhpo.errors import JaxhpoError
-from jaxhpo.hypergradients import Estimator, gauge
+from jaxhpo.hypergradients import gauge
+from jaxhpo.hypergradients.estimate import is_estimator
 from jaxhpo.space import Space, as_space, label_of
 from jaxhpo.study import record as records
 from jaxhpo.study.engines import CompiledEngine, Engine, HostEngine, StaticGroups, host_trials
@@ -150,7 +151,7 @@ def plan_of(study: Study, folder: Path | None = None) -> Plan:
     width = study.shard_width
     if folder is not None and width is None:
         width = records.recorded_facts(folder)["identity"]["shard_width"]
-    training = isinstance(study.objective, (Training, Estimator))
+    training = isinstance(study.objective, Training) or is_estimator(study.objective)
     return make_plan(study.optimizer.num_lanes, study.space.num_dims, width, study.devices, training)
 
 

@@ -16,8 +16,8 @@ from jax.tree_util import Partial
 
 from jaxhpo.core import Array, Kind, Optimizer, UnfitDimensions, pytree_dataclass, setting
 from jaxhpo.errors import JaxhpoError
-from jaxhpo.hypergradients import Estimator, ValueAndGrad
-from jaxhpo.hypergradients.estimate import Assemble, Floats, ZeroDerivative, check_settings
+from jaxhpo.hypergradients import ValueAndGrad
+from jaxhpo.hypergradients.estimate import Assemble, Floats, ZeroDerivative, check_settings, is_estimator
 from jaxhpo.space import Space
 from jaxhpo.tasks import HostFunction, Task, Training, check_task
 from jaxhpo.tasks.task import callable_pytree
@@ -199,7 +199,7 @@ def with_gradient(objective: Any, optimizer: Optimizer, metric: str | None) -> A
     Raises:
         JaxhpoError: if it needs them and the objective has none.
     """
-    if not getattr(optimizer, "needs_gradient", False) or isinstance(objective, Estimator):
+    if not getattr(optimizer, "needs_gradient", False) or is_estimator(objective):
         return objective
     if isinstance(objective, type) or not (callable(objective) or isinstance(objective, (Training, HostFunction))):
         return objective  # refused as with any other optimizer
@@ -223,7 +223,7 @@ def training_of(objective: Any) -> tuple[Training, bool]:
     Raises:
         JaxhpoError: for something that is neither a loss nor a training.
     """
-    if isinstance(objective, Estimator):
+    if is_estimator(objective):
         return objective.training, not isinstance(objective, ValueAndGrad)
     if isinstance(objective, Training):
         return objective, True
@@ -299,7 +299,7 @@ def metric_names(task: Any, space: Space) -> list[str]:
         ),
     )
     try:
-        if isinstance(task, Estimator):
+        if is_estimator(task):
             return list(_checked_estimator(task, space))
         return list(check_task(at_a_point, jax.ShapeDtypeStruct((space.num_dims,), np.float32)))
     except (*_NEEDS_VALUES, TypeError) as error:
@@ -351,7 +351,7 @@ def make_problem(
     objective = with_gradient(objective, optimizer, metric)
     if isinstance(objective, ValueAndGrad):
         objective = dataclasses.replace(objective, loss=callable_pytree("loss", objective.loss))
-    has_gradient = isinstance(objective, Estimator)
+    has_gradient = is_estimator(objective)
     if has_gradient:
         check_settings(objective)
     training, watch_state = training_of(objective)
