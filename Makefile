@@ -54,6 +54,12 @@ bench: .venv/test.ok
 	.venv/bin/python -m experiments.nan_cliff
 	.venv/bin/python -m experiments.crash
 	.venv/bin/python -m experiments.bayes
+	.venv/bin/python -m experiments.hypergradients
+	.venv/bin/python -m experiments.chaos
+	.venv/bin/python -m experiments.optax_hypergradients
+	.venv/bin/python -m experiments.cleaning
+	.venv/bin/python -m experiments.learned_schedule
+	.venv/bin/python -m experiments.global_hyperparameters
 
 .venv/peers.ok: .venv/test.ok
 	$(call install,$(PY),.venv,dev$(,)peers)

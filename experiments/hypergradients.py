@@ -51,13 +51,14 @@ def network_task(sizes: tuple[int, ...], optimizer: Callable[[Any], Any], batch_
     def step(x: jax.Array, y: jax.Array, key: jax.Array, hparams: Any, state: Any) -> Any:
         index = jax.random.randint(key, (batch_size,), 0, EXAMPLES)
 
-        def loss(params: Any) -> jax.Array:
-            each = optax.softmax_cross_entropy_with_integer_labels(predict(params, x[index]), y[index])
-            return (
-                jnp.mean(each * hparams["weights"][index % hparams["weights"].size]) if "weights" in hparams else jnp.mean(each)
-            )
+        def loss(params: Any, hparams: Any, x: jax.Array, y: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+            each = optax.softmax_cross_entropy_with_integer_labels(predict(params, x), y)
+            if "weights" in hparams:
+                each *= hparams["weights"][index % hparams["weights"].size]
+            return jnp.mean(each), None
 
-        updates, opt_state = optimizer(hparams).update(jax.grad(loss)(state["params"]), state["opt_state"], state["params"])
+        _, grads = jh.tasks.value_and_grad(loss, state["params"], hparams, x[index], y[index], index)
+        updates, opt_state = optimizer(hparams).update(grads, state["opt_state"], state["params"])
         return {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
 
     def evaluate(x: jax.Array, y: jax.Array, hparams: Any, state: Any) -> dict[str, jax.Array]:
@@ -145,6 +146,7 @@ def reverse(sizes: list[str], num_steps: int, repeats: int, turns: int, batch_si
             plans["everything stored"] = Unrolled(task, num_steps, segments=())
         root = int(np.sqrt(num_steps))
         plans |= {f"segments of {root}": Unrolled(task, num_steps, segments=(root,))}
+        plans |= {"mixed mode": Unrolled(task, num_steps, segments=(root,), mixed_mode=True)}
         plans |= {"three levels": Unrolled(task, num_steps, segments=(num_steps // 8, -(-num_steps // 64)))}
         runs |= {plan: (estimated(estimator), hparams) for plan, estimator in plans.items()}
         runs["last tenth only"] = (estimated(Truncated(task, num_steps, max(num_steps // 10, 1))), hparams)

@@ -146,6 +146,7 @@ class HypergradientDescent:
         patience: trials without improvement that end a life.
         num_initial: trials of the first design, at least one for every lane.
         explorer: an optimizer that proposes where lives begin.
+        start: ``f32[D]``, the first point of the design instead of the middle of the cube; ``space.encode`` gives it.
 
     Raises:
         JaxhpoError: by ``init`` for integers and choices without an explorer (:class:`jaxhpo.core.UnfitDimensions`), by
@@ -160,6 +161,7 @@ class HypergradientDescent:
     patience: int = setting(5, low=1)
     num_initial: int = setting(16, static=True, low=1)
     explorer: Any = None
+    start: Any = None
 
     starts_afresh = True
     needs_gradient = True
@@ -223,6 +225,11 @@ class HypergradientDescent:
         return state if explorer is state.explorer else dataclasses.replace(state, explorer=explorer)
 
     def _check(self, spec: CubeSpec) -> None:
+        if self.start is not None and (self.explorer is not None or np.shape(self.start) != (spec.num_dims,)):
+            raise JaxhpoError(
+                f"HypergradientDescent: start of shape {np.shape(self.start)}: a point of the cube, ({spec.num_dims},), is due, "
+                "without an explorer"
+            )
         if not callable(self.optimizer) or isinstance(self.optimizer, optax.GradientTransformation):
             raise JaxhpoError(
                 "HypergradientDescent: optimizer must be a function of the learning rate: optax.adam, not optax.adam(0.1)"
@@ -336,7 +343,8 @@ class HypergradientDescent:
             others = sobol_points(*scrambled_sobol(key, num_dims), jnp.arange(rows - 1, dtype=jnp.int32))
         else:
             others = jax.random.uniform(key, (rows - 1, num_dims), jnp.float32, 0.25, 0.75)
-        points = jnp.concatenate([jnp.full((1, num_dims), 0.5, jnp.float32), others])
+        first = jnp.clip(jnp.asarray(0.5 if self.start is None else self.start, jnp.float32), 0.0, 1.0)
+        points = jnp.concatenate([jnp.broadcast_to(first, (1, num_dims)), others])
         return Design(
             points=points,
             grad=jnp.zeros_like(points),

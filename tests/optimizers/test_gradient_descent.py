@@ -331,3 +331,19 @@ def test_what_it_refuses():
     state = optimizer.init(key, CubeSpec.floats(2))
     with pytest.raises(JaxhpoError, match=r"gives no gradients; use jaxhpo.hypergradients.Unrolled\(task, num_steps\)"):
         update(optimizer, key, state, optimizer.ask(key, state), Feedback.finished(jnp.zeros(2)))
+
+
+def test_it_starts_where_it_is_told():
+    """The first point of the design; from the minimum nothing improves on it."""
+    start = jnp.asarray([0.2, 0.9, 1.0], jnp.float32)
+    cubes, losses, _ = search(
+        HypergradientDescent(num_lanes=1, num_initial=1, start=start), CubeSpec.floats(3), 5, jax.random.key(0)
+    )
+    np.testing.assert_array_equal(cubes[0, 0], start)
+    assert losses.min() == losses[0, 0]
+    for wrong in (
+        HypergradientDescent(start=start[:2]),
+        HypergradientDescent(num_lanes=2, start=start, explorer=RandomSearch(2)),
+    ):
+        with pytest.raises(JaxhpoError, match=r"start of shape \(.*is due, without an explorer"):
+            wrong.init(jax.random.key(0), CubeSpec.floats(3))
