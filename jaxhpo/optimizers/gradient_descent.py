@@ -227,8 +227,8 @@ class HypergradientDescent:
     def _check(self, spec: CubeSpec) -> None:
         if self.start is not None and (self.explorer is not None or np.shape(self.start) != (spec.num_dims,)):
             raise JaxhpoError(
-                f"HypergradientDescent: start of shape {np.shape(self.start)}: a point of the cube, ({spec.num_dims},), is due, "
-                "without an explorer"
+                f"HypergradientDescent: start of shape {np.shape(self.start)}: a point of the cube, ({spec.num_dims},), "
+                "is due, without an explorer"
             )
         if not callable(self.optimizer) or isinstance(self.optimizer, optax.GradientTransformation):
             raise JaxhpoError(
