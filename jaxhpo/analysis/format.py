@@ -115,6 +115,13 @@ def value(x: Any, digits: int = 4, most: int = 6) -> str:
     return number(x, digits) if isinstance(x, (int, float)) else clean(x)
 
 
+def fitting(x: Any, width: int, digits: int = 4, most: int = 6) -> str:
+    """A hyperparameter in ``width`` characters: of an array as many elements as fit, never half a number."""
+    while isinstance(x, (list, tuple)) and most > 1 and len(value(x, digits, most)) > width:
+        most -= 1
+    return shorten(value(x, digits, most), width)
+
+
 def flatten(x: Any) -> list[Any]:
     """The elements of nested lists, in row-major order."""
     return [leaf for element in x for leaf in flatten(element)] if isinstance(x, (list, tuple)) else [x]

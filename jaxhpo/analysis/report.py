@@ -12,7 +12,7 @@ from jaxhpo.analysis import canvas, plots, statistics, summary
 from jaxhpo.analysis.columns import by_association, range_of, type_of
 from jaxhpo.analysis.config_text import to_toml
 from jaxhpo.analysis.document import Block, Code, Facts, Figures, Heading, Paragraph, Table, to_html, to_markdown, write
-from jaxhpo.analysis.format import NOTHING, clean, dotted, duration, interval, moment, number, percent, shorten, value
+from jaxhpo.analysis.format import NOTHING, clean, dotted, duration, fitting, interval, moment, number, percent, shorten, value
 from jaxhpo.hypergradients import gauge
 
 if TYPE_CHECKING:
@@ -74,6 +74,9 @@ def _head(record: StudyRecord, best: Sequence[TrialRow]) -> list[Block]:
     optimizer = summary.optimizer_of(record)
     by = f" by {clean(optimizer)}" if optimizer else ""
     space = f"{len(record.space)} hyperparameter{'s' if len(record.space) != 1 else ''}"
+    numbers = sum(math.prod(leaf.get("shape") or ()) for leaf in record.space)
+    if numbers > len(record.space):
+        space += f" ({numbers} numbers)"
     line = f"{space} searched{by} for {clean(record.metric)} ({aim}), begun {moment(record.created)}."
     parts: list[Block] = [Paragraph(line), Facts(facts)]
     if said:
@@ -190,7 +193,7 @@ def _top(record: StudyRecord, trials: Sequence[TrialRow]) -> list[Block]:
             number(summary.stated(record, trial), 5),
             *(number(trial.metrics.get(name)) for name in others),
             str(trial.steps),
-            *(shorten(value(trial.hparams.get(name), most=4), 40) for name in names),
+            *(fitting(trial.hparams.get(name), 40, most=4) for name in names),
         ]
         for trial in trials
     ]

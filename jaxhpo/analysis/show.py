@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jaxhpo.analysis import summary
-from jaxhpo.analysis.format import clean, duration, moment, number, percent, shorten, value
+from jaxhpo.analysis.format import clean, duration, fitting, moment, number, percent, shorten
 
 if TYPE_CHECKING:
     from jaxhpo.study.record import StudyRecord, TrialRow
@@ -39,7 +39,7 @@ def format_record(record: StudyRecord) -> str:
     lines += ["", f"Best: {shorten(record.metric, 40)} {number(summary.stated(record, best[0]), 6)} (trial {best[0].number})"]
     hparams = list(best[0].hparams.items())
     width = min(max(len(clean(name)) for name, _ in hparams), 40) if hparams else 0
-    lines += [f"  {shorten(name, 40):<{width}}  {shorten(value(x, 6), 60)}" for name, x in hparams[:_MOST_HPARAMS]]
+    lines += [f"  {shorten(name, 40):<{width}}  {fitting(x, 60, 6)}" for name, x in hparams[:_MOST_HPARAMS]]
     if len(hparams) > _MOST_HPARAMS:
         lines.append(f"  and {len(hparams) - _MOST_HPARAMS} more")
     lines += _confirmed(record)
@@ -67,7 +67,7 @@ def _top(record: StudyRecord, trials: list[TrialRow]) -> list[str]:
     table = [["trial", *(str(trial.number) for trial in trials)]]
     table.append([shorten(record.metric, 20), *(number(summary.stated(record, trial), 5) for trial in trials)])
     for name in trials[0].hparams:
-        table.append([shorten(name, 20), *(shorten(value(trial.hparams.get(name), most=3), 20) for trial in trials)])
+        table.append([shorten(name, 20), *(fitting(trial.hparams.get(name), 20, most=3) for trial in trials)])
     widths = [max(map(len, column)) for column in table]
     shown = 0
     while shown < len(table) and sum(widths[: shown + 1]) + 2 * (shown + 1) <= _WIDTH:

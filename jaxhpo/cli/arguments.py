@@ -127,10 +127,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
+def _one_line(message: Warning | str, category: type, filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning without its place in our code, which tells a user of the command line nothing."""
+    return f"jaxhpo: warning: {message}\n"
+
+
 def _run(arguments: argparse.Namespace) -> int:
+    import warnings
+
     from jaxhpo.cli import commands
     from jaxhpo.errors import JaxhpoError
 
+    warnings.formatwarning = _one_line
     try:
         code = getattr(commands, f"{arguments.command}_command")(arguments)
         sys.stdout.flush()

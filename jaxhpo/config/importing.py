@@ -48,8 +48,10 @@ def imported(problems: Problems, key: Key, text: str) -> Any:
 
 
 def _functions_in(module: Any) -> list[str]:
-    """Names of what a module itself defines that may be called."""
-    own = {name: one for name, one in vars(module).items() if getattr(one, "__module__", None) == module.__name__}
+    """Names of what a module itself defines that may be called; of a package, what it defines somewhere."""
+    home = module.__name__
+    homes = lambda one: str(getattr(one, "__module__", None) or "")
+    own = {name: one for name, one in vars(module).items() if homes(one) == home or homes(one).startswith(f"{home}.")}
     return [name for name, one in own.items() if callable(one) and not name.startswith("_")]
 
 

@@ -55,7 +55,7 @@ class ValueAndGrad:
 
     def check(self, floats: Floats, assemble: Assemble) -> None:
         value = lambda floats: self._value(jax.random.key(0), floats, assemble)[0]
-        refuse_zeros(self.metric, without_derivative(value, floats))
+        refuse_zeros(self.metric, without_derivative(value, floats), floats)
 
     def _value(self, key: Array, floats: Floats, assemble: Assemble) -> tuple[Array, dict[str, Any]]:
         found = self.loss(init_and_step_keys(key)[0], assemble(floats))  # the key that it has without derivatives, too
@@ -69,4 +69,5 @@ class ValueAndGrad:
         return Estimate(metrics, grad)
 
     def __call__(self, key: Array, hparams: Any) -> tuple[Array, Any]:
+        """The metric and its gradient in the shape of ``hparams``, None in place of what is no float; to be jitted."""
         return value_and_grad(self, key, hparams)

@@ -110,6 +110,7 @@ def value_and_grad(estimator: Estimator, key: Array, hparams: Any) -> tuple[Arra
     Returns:
         the metric, and its derivative in the shape of ``hparams``: None in place of what is no float.
     """
+    key = jax.random.key(key) if isinstance(key, int) else key
     check_settings(estimator)
     floats, assemble = split_floats(hparams)
     if not floats:
@@ -178,8 +179,14 @@ def without_derivative(function: Callable[[Floats], Array], floats: Floats) -> l
 class ZeroDerivative(JaxhpoError):
     """The metric has no derivative by some hyperparameters, whatever their values; ``names`` says by which."""
 
-    def __init__(self, metric: str, names: list[str]):
-        self.metric, self.names = metric, tuple(names)
+    def __init__(self, metric: str, names: list[str], all_of_them: bool = False):
+        self.metric, self.names, self.all_of_them = metric, tuple(names), all_of_them
+        if all_of_them and metric != "loss":
+            super().__init__(
+                f"hypergradients: the derivative of {metric} by {', '.join(names)} is zero, for it has none, as an "
+                f"accuracy has none: differentiate a loss instead, or use jaxhpo.hypergradients.Evolution(..., metric={metric!r})"
+            )
+            return
         super().__init__(
             f"hypergradients: the derivative of {metric} by {', '.join(names)} is zero whatever the values are (they are not "
             "used, or act only through a sign, a rounding or a comparison): leave them out, or search them by another optimizer"
@@ -192,10 +199,10 @@ def metric_after(task: Task, metric: str, num_steps: int, floats: Floats, assemb
     return score(task, metric, hparams, steps_from(task, key, hparams, start(task, key, hparams), 0, num_steps))[0]
 
 
-def refuse_zeros(metric: str, names: list[str]) -> None:
-    """Raises a JaxhpoError that names the hyperparameters, if there are any."""
+def refuse_zeros(metric: str, names: list[str], floats: Floats) -> None:
+    """Raises a :class:`ZeroDerivative` that names the hyperparameters, if there are any."""
     if names:
-        raise ZeroDerivative(metric, names)
+        raise ZeroDerivative(metric, names, len(names) == len(floats))
 
 
 def readings_of(kind: str, log_norms: Array, first: int, length: int) -> dict[str, Array]:

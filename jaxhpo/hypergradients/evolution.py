@@ -221,6 +221,7 @@ class Evolution:
         return Estimate(metrics | gauges, {name: slope[name] / moves[name] for name in floats})
 
     def __call__(self, key: Array, hparams: Any) -> tuple[Array, Any]:
+        """The metric and its gradient in the shape of ``hparams``, None in place of what is no float; to be jitted."""
         return value_and_grad(self, key, hparams)
 
 

@@ -75,7 +75,7 @@ class Forward:
             )
 
         value = lambda floats: metric_after(self.task, self.metric, self.num_steps, floats, assemble)
-        refuse_zeros(self.metric, without_derivative(value, floats))
+        refuse_zeros(self.metric, without_derivative(value, floats), floats)
 
     def estimate(self, key: Array, floats: Floats, assemble: Assemble) -> Estimate:
         directions = directions_of(floats, self.stretch)
@@ -119,6 +119,7 @@ class Forward:
         return Estimate(metrics | gauges, spread(slopes, floats, self.stretch))
 
     def __call__(self, key: Array, hparams: Any) -> tuple[Array, Any]:
+        """The metric and its gradient in the shape of ``hparams``, None in place of what is no float; to be jitted."""
         return value_and_grad(self, key, hparams)
 
 

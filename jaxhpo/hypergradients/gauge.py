@@ -45,24 +45,24 @@ def findings(trials: Iterable[tuple[Any, Mapping[str, Any]]]) -> list[str]:
         return []
     found = []
     of = f"of {len(finite)} trials with a finite loss"
-    broken = [m for m in finite if not math.isfinite(_number(m[GRADIENT]))]
-    # An adjoint that overflowed on its way has no finite growth; the gradient then says that it is broken.
-    chaotic = [m for m in finite if GROWTH in m and not _number(m[GROWTH]) <= CHAOTIC]
+    chaotic = [m for m in finite if _is_chaotic(m)]
+    broken = [m for m in finite if not math.isfinite(_number(m[GRADIENT])) and not _is_chaotic(m)]
     if len(chaotic) > _SHARE * len(finite):
         found.append(
             f"hypergradients: {len(chaotic)} {of} are chaotic (the adjoint grows by more than {CHAOTIC:g} decades): their "
             "gradients are noise. Lower the upper bounds of learning rates, or train fewer steps; where a smoothed landscape "
             "will do, use jaxhpo.hypergradients.Evolution"
         )
-    elif len(broken) > _SHARE * len(finite):
+    if len(broken) > _SHARE * len(finite):
         found.append(
-            f"hypergradients: {len(broken)} {of} have a gradient that is not finite. A square root at zero makes it so: Adam "
-            "and its kin need eps_root=1e-16 (optax.radam has no cure); so does a training at the edge of divergence"
+            f"hypergradients: {len(broken)} {of} have a gradient that is not finite. A square root at zero makes it so where a "
+            "weight has had no gradient yet: Adam and its kin need eps_root=1e-16 (optax.radam has no cure)"
         )
     residuals = [_number(m[RESIDUAL]) for m in finite if RESIDUAL in m]
     if residuals and _median(residuals) > 0.1:
         found.append(
-            f"Implicit: the median relative residual is {_median(residuals):.2g}: more iterations, or more damping, are needed"
+            f"Implicit: the median relative residual is {_median(residuals):.2g}: train until it has "
+            "converged, raise damping, or take more iterations (they stop at negative curvature)"
         )
     errors = [_number(m[STANDARD_ERROR]) for m in finite if STANDARD_ERROR in m]
     if errors and _median(errors) > 1:
@@ -70,6 +70,20 @@ def findings(trials: Iterable[tuple[Any, Mapping[str, Any]]]) -> list[str]:
             f"Evolution: the median standard error is {_median(errors):.2g} of the gradient: raise num_pairs, or sigma"
         )
     return found
+
+
+def _is_chaotic(metrics: Mapping[str, Any]) -> bool:
+    """Whether the adjoint, or the tangent, grew beyond bounds; one that was never finite is broken instead."""
+    if GROWTH not in metrics:
+        return False
+    growth = _number(metrics[GROWTH])
+    if math.isfinite(growth):
+        return growth > CHAOTIC
+    readings = {int(name.partition("@")[2]): (name, value) for name, value in metrics.items() if is_gauge(name) and "@" in name}
+    if not readings:
+        return False
+    backwards = any("adjoint@" in name for name, _ in readings.values())
+    return math.isfinite(_number(readings[(max if backwards else min)(readings)][1]))
 
 
 def _median(values: Sequence[float]) -> float:

@@ -194,6 +194,7 @@ class Implicit:
         return nystrom(hessian, b, columns, damping)
 
     def __call__(self, key: Array, hparams: Any) -> tuple[Array, Any]:
+        """The metric and its gradient in the shape of ``hparams``, None in place of what is no float; to be jitted."""
         return value_and_grad(self, key, hparams)
 
 

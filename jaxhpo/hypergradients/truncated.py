@@ -69,7 +69,7 @@ class Truncated:
             state = state if count == self.num_steps else jax.lax.stop_gradient(state)
             return score(self.task, self.metric, hparams, steps_from(self.task, key, hparams, state, 0, count))[0]
 
-        refuse_zeros(self.metric, without_derivative(value, floats))
+        refuse_zeros(self.metric, without_derivative(value, floats), floats)
         if self.last_steps >= self.num_steps:
             return
         loss = training_loss(self.task)
@@ -105,6 +105,7 @@ class Truncated:
         return reverse(self.task, self.metric, key, floats, assemble, begin, before, count, segments)
 
     def __call__(self, key: Array, hparams: Any) -> tuple[Array, Any]:
+        """The metric and its gradient in the shape of ``hparams``, None in place of what is no float; to be jitted."""
         return value_and_grad(self, key, hparams)
 
 

@@ -80,7 +80,7 @@ class Unrolled:
         """
 
         value = lambda floats: metric_after(self.task, self.metric, self.num_steps, floats, assemble)
-        refuse_zeros(self.metric, without_derivative(value, floats))
+        refuse_zeros(self.metric, without_derivative(value, floats), floats)
 
     def memory_plan(self, floats: Floats, assemble: Assemble) -> memory.MemoryPlan:
         """What will be stored, and the bytes that this takes for one lane; computes nothing.
@@ -97,6 +97,7 @@ class Unrolled:
             return reverse(self.task, self.metric, key, floats, assemble, begin, 0, self.num_steps, plan.segments)
 
     def __call__(self, key: Array, hparams: Any) -> tuple[Array, Any]:
+        """The metric and its gradient in the shape of ``hparams``, None in place of what is no float; to be jitted."""
         return value_and_grad(self, key, hparams)
 
 

@@ -144,7 +144,7 @@ class HypergradientDescent:
         clip: longest gradient, the norm over all floats in search coordinates; 0 does not clip. Hypergradients explode
             where training is nearly unstable, and one of them would fill an optimizer's memory for long.
         patience: trials without improvement that end a life.
-        num_initial: trials of the first design, at least one for every lane.
+        num_initial: trials of the first design, at least one for every lane; nothing descends before they are answered.
         explorer: an optimizer that proposes where lives begin.
         start: ``f32[D]``, the first point of the design instead of the middle of the cube; ``space.encode`` gives it.
 

@@ -277,7 +277,7 @@ def _checked_estimator(estimator: Any, space: Space) -> dict[str, Any]:
             return metrics
     always = sorted(set.intersection(*(set(error.names) for error in zeros)))
     if always:
-        raise ZeroDerivative(zeros[0].metric, always)
+        raise ZeroDerivative(zeros[0].metric, always, all(error.all_of_them for error in zeros))
     return metrics
 
 
@@ -356,7 +356,10 @@ def make_problem(
         check_settings(objective)
     training, watch_state = training_of(objective)
     if has_gradient and metric not in (None, objective.metric):
-        raise JaxhpoError(f"metric = {metric!r}: the estimator differentiates {objective.metric!r}; both must be the same")
+        raise JaxhpoError(
+            f"metric = {metric!r}: the estimator differentiates {objective.metric!r}; both must be the same "
+            "(a metric without a derivative, such as an accuracy, needs Evolution)"
+        )
     task = objective if has_gradient else training.task
     return Problem(
         space=space,

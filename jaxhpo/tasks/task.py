@@ -32,7 +32,7 @@ def callable_pytree(name: str, function: Any) -> Any:
 
 
 @jax.tree_util.register_pytree_with_keys_class
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Task:
     """What training is, as pure functions written for one lane; the driver vmaps them.
 
@@ -61,6 +61,10 @@ class Task:
             function = getattr(self, field.name)
             if field.name != "test" or function is not None:
                 object.__setattr__(self, field.name, callable_pytree(field.name, function))
+
+    def __repr__(self) -> str:
+        held = [leaf for leaf in jax.tree.leaves(self) if hasattr(leaf, "shape")]
+        return f"Task({'with' if self.test is not None else 'without'} a test split, {len(held)} arrays)"
 
     def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], None]:
         return tuple((GetAttrKey(f.name), getattr(self, f.name)) for f in dataclasses.fields(self)), None

@@ -54,9 +54,14 @@ def test_findings():
     assert "eps_root=1e-16" in nan
     (chaos,) = gauge.findings([*good, *[row(gradient=1e30, growth=9.0)] * 2])
     assert "2 of 22" in chaos
-    (overflow,) = gauge.findings([*good, *[row(gradient=None, growth=None)] * 2])
-    assert "chaotic" in overflow
-    assert "more iterations" in gauge.findings([row(gradient=1.0, residual=0.5)])[0]
+    overflow = {"adjoint@0": None, "adjoint@50": 9.0, "adjoint@90": 1.0}
+    (chaos,) = gauge.findings([*good, *[row(gradient=None, growth=None, **overflow)] * 2])
+    assert "chaotic" in chaos
+    broken = {"adjoint@0": None, "adjoint@50": None, "adjoint@90": math.nan}
+    (nan,) = gauge.findings([*good, *[row(gradient=None, growth=None, **broken)] * 2])
+    assert "eps_root" in nan
+    assert "eps_root" in gauge.findings([*good, *[row(gradient=None, growth=None, **{"tangent@10": None})] * 2])[0]
+    assert "raise damping" in gauge.findings([row(gradient=1.0, residual=0.5)])[0]
     assert "num_pairs" in gauge.findings([row(gradient=1.0, standard_error=3.0)])[0]
 
 
