@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
-def _one_line(message: Warning | str, category: type, filename: str, lineno: int, line: str | None = None) -> str:
+def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
     """A warning without its place in our code, which tells a user of the command line nothing."""
     return f"jaxhpo: warning: {message}\n"
 
