@@ -138,7 +138,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from jaxhpo.cli import commands
     from jaxhpo.errors import JaxhpoError
 
-    warnings.formatwarning = _one_line
+    warnings.formatwarning = _one_line  # ty: ignore[invalid-assignment]
     try:
         code = getattr(commands, f"{arguments.command}_command")(arguments)
         sys.stdout.flush()

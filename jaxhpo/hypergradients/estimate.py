@@ -183,7 +183,7 @@ class ZeroDerivative(JaxhpoError):
         self.metric, self.names, self.all_of_them = metric, tuple(names), all_of_them
         if all_of_them and metric != "loss":
             super().__init__(
-                f"hypergradients: the derivative of {metric} by {', '.join(names)} is zero: an accuracy and its like have none. "
+                f"hypergradients: the derivative of {metric} by {', '.join(names)} is zero: accuracies have none. "
                 f"Differentiate a loss, or use jaxhpo.hypergradients.Evolution(..., metric={metric!r})"
             )
             return
