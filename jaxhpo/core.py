@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.tree_util import GetAttrKey
 
 from jaxhpo.errors import JaxhpoError
 
@@ -45,8 +46,31 @@ def setting(
 
 @dataclass_transform(frozen_default=True, field_specifiers=(setting, dataclasses.field))
 def pytree_dataclass(cls: type[T]) -> type[T]:
-    """A frozen dataclass registered as a pytree; fields made by ``setting(static=True)`` are not traced."""
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+    """A frozen dataclass registered as a pytree; fields made by ``setting(static=True)`` are not traced.
+
+    The class is part of the structure: to JAX two registered dataclasses of equal static fields and as many leaves are equal
+    structures, so that a compiled program of the one may be taken for the other's.
+    """
+    made: Any = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(made)
+    static = tuple(field.name for field in fields if field.metadata.get("static"))
+    traced = tuple(field.name for field in fields if not field.metadata.get("static"))
+
+    def flatten(one: Any) -> tuple[list[Any], Any]:
+        return [getattr(one, name) for name in traced], (made, *(getattr(one, name) for name in static))
+
+    def flatten_with_keys(one: Any) -> tuple[list[Any], Any]:
+        children, structure = flatten(one)
+        return [(GetAttrKey(name), child) for name, child in zip(traced, children, strict=True)], structure
+
+    def unflatten(structure: Any, children: Any) -> Any:
+        one = object.__new__(made)
+        for name, value in (*zip(static, structure[1:], strict=True), *zip(traced, children, strict=True)):
+            object.__setattr__(one, name, value)
+        return one
+
+    jax.tree_util.register_pytree_with_keys(made, flatten_with_keys, unflatten, flatten)
+    return made
 
 
 def problems_of(optimizer: Any) -> list[str]:

@@ -203,6 +203,13 @@ def test_rounds_and_settings_never_retrace(name):
         state = one_round(one, jax.random.key(number), state)
 
 
+def test_no_optimizer_passes_for_another():
+    """Compiled programs are kept by the structure of what they were given; some optimizers have static settings alone."""
+    structures = [jax.tree.structure(registry.example(name, 5)) for name in registry.ENTRIES]
+    for i, one in enumerate(structures):
+        assert all(one != other for other in structures[:i])
+
+
 @every_optimizer
 def test_settings(name):
     optimizer = example(name)
