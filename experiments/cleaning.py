@@ -32,7 +32,7 @@ import jaxhpo as jh
 from jaxhpo.benchmarks import datasets
 from jaxhpo.errors import JaxhpoError
 from jaxhpo.hypergradients import Implicit, Unrolled
-from jaxhpo.hypergradients.estimate import split_floats, start, steps_from
+from jaxhpo.hypergradients.estimate import split_floats, trained
 from jaxhpo.tasks import Task, from_nnx, metrics
 from jaxhpo.tasks.nnx import NnxNetwork
 
@@ -177,7 +177,7 @@ FILTER_SPACE = {"threshold": jh.Float(0.0, 1.0), "sharpness": jh.Float(1.0, 100.
 def _trained(task: Task, key: jax.Array, weights: jax.Array, num_steps: int) -> tuple[Any, jax.Array]:
     """The end of one training, and its accuracy on the test split."""
     hparams = {"weights": weights}
-    state = steps_from(task, key, hparams, start(task, key, hparams), 0, num_steps)
+    state = trained(task, key, hparams, num_steps)
     assert task.test is not None
     return state, task.test(hparams, state)["accuracy"]
 

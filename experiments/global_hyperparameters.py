@@ -29,7 +29,7 @@ from experiments.learned_schedule import measured_ratio, outcomes
 from experiments.quickstart import spread
 from experiments.regularized import NUM_STEPS, SPACE, network_task, unrolled
 from jaxhpo.core import Array, CubeSpec, Feedback, Query, pytree_dataclass
-from jaxhpo.hypergradients.estimate import start, steps_from
+from jaxhpo.hypergradients.estimate import trained
 from jaxhpo.tasks import Task, Training
 
 
@@ -87,7 +87,7 @@ def then_descent(make: Callable[[], Any], **settings: Any) -> Search:
 def _losses(task: Task, num_steps: int, keys: Array, cube: Array) -> Array:
     def one(key: Array, cube: Array) -> Array:
         hparams = SPACE.decode(cube)
-        state = steps_from(task, key, hparams, start(task, key, hparams), 0, num_steps)
+        state = trained(task, key, hparams, num_steps)
         return task.evaluate(hparams, state)["loss"]
 
     return jax.vmap(one)(keys, cube)

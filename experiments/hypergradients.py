@@ -23,7 +23,7 @@ from jax import lax
 
 import jaxhpo as jh
 from jaxhpo.hypergradients import Estimator, Forward, Truncated, Unrolled
-from jaxhpo.hypergradients.estimate import score, split_floats, start, steps_from
+from jaxhpo.hypergradients.estimate import score, split_floats, trained
 
 SIZES = {"10^4": (64, 128, 10), "10^6": (784, 800, 400, 10)}
 EXAMPLES = 2000
@@ -79,11 +79,11 @@ def adam(hparams: Any) -> optax.GradientTransformation:
 OPTIMIZERS = {"SGD-momentum": (sgd, {"lr": 0.01, "momentum": 0.9}), "Adam": (adam, {"lr": 1e-3, "b1": 0.9})}
 
 
-def trained(task: jh.Task, num_steps: int) -> Callable[[jax.Array, Any], Any]:
+def trained_metric(task: jh.Task, num_steps: int) -> Callable[[jax.Array, Any], Any]:
     """The training without derivatives, as a function like an estimator."""
 
     def run(key: jax.Array, hparams: Any) -> Any:
-        state = steps_from(task, key, hparams, start(task, key, hparams), 0, num_steps)
+        state = trained(task, key, hparams, num_steps)
         return score(task, "loss", hparams, state)[0]
 
     return run
@@ -140,7 +140,7 @@ def reverse(sizes: list[str], num_steps: int, repeats: int, turns: int, batch_si
         layers = SIZES[size]
         task = network_task(layers, optimizer, batch_size)
         budget = 1024 if size == "10^4" else 4096
-        runs: dict[str, Any] = {"plain training": (trained(task, num_steps), hparams)}
+        runs: dict[str, Any] = {"plain training": (trained_metric(task, num_steps), hparams)}
         plans = {"chosen": Unrolled(task, num_steps, budget_mib=budget)}
         if size == "10^4":
             plans["everything stored"] = Unrolled(task, num_steps, segments=())
@@ -165,7 +165,7 @@ def forward(sizes: list[str], num_steps: int, repeats: int, turns: int, batch_si
         task = network_task(SIZES[size], optimizer, batch_size)
         hparams = {"lr": np.full(count, 0.01, np.float32)}
         runs = {
-            "plain training": (trained(task, num_steps), hparams),
+            "plain training": (trained_metric(task, num_steps), hparams),
             f"forward, k = {count}": (estimated(Forward(task, num_steps)), hparams),
         }
         print_table(f"{size}, SGD-momentum", runs, repeats if size == "10^4" else 1, turns)
@@ -199,7 +199,7 @@ def lanes(sizes: list[str], num_steps: int, repeats: int, turns: int, batch_size
         one = estimated(estimator)
         runs: dict[str, Any] = {
             "plain training, 8 lanes batched": (
-                lambda key, h, t=task: jax.vmap(lambda h: trained(t, num_steps)(key, h))(h),
+                lambda key, h, t=task: jax.vmap(lambda h: trained_metric(t, num_steps)(key, h))(h),
                 spread_out,
             ),
             "reverse, 8 lanes batched": (lambda key, h, one=one: jax.vmap(lambda h: one(key, h))(h), spread_out),

@@ -29,7 +29,7 @@ from experiments.digits import METRICS, NnxMLP, digits
 from experiments.quickstart import spread
 from jaxhpo.core import Array, pytree_dataclass
 from jaxhpo.hypergradients import Estimate, Estimator, Unrolled
-from jaxhpo.hypergradients.estimate import Assemble, Floats, split_floats, start, steps_from, value_and_grad
+from jaxhpo.hypergradients.estimate import Assemble, Floats, split_floats, trained, value_and_grad
 from jaxhpo.tasks import Task, Training, from_nnx, over_seeds, schedules
 
 WIDTH, MOMENTUM = 64, 0.9
@@ -90,7 +90,7 @@ class FixedKey:
 @functools.partial(jax.jit, static_argnums=1)
 def _outcomes(task: Task, num_steps: int, hparams: Any, keys: Array) -> dict[str, Array]:
     def one(key: Array) -> dict[str, Array]:
-        state = steps_from(task, key, hparams, start(task, key, hparams), 0, num_steps)
+        state = trained(task, key, hparams, num_steps)
         assert task.test is not None
         found = {"validation": task.evaluate(hparams, state), "test": task.test(hparams, state)}
         return {f"{split} {name}": found[split][name] for split in found for name in ("loss", "error")}
@@ -111,7 +111,7 @@ def measured_ratio(estimator: Estimator, hparams: Any, repeats: int = 5) -> floa
 
     def train(key: Array, floats: Floats) -> Array:
         hparams = assemble(floats)
-        state = steps_from(task, key, hparams, start(task, key, hparams), 0, num_steps)
+        state = trained(task, key, hparams, num_steps)
         return task.evaluate(hparams, state)["loss"]
 
     runs = jax.jit(train), jax.jit(lambda key, floats: estimator.estimate(key, floats, assemble).grad)

@@ -39,7 +39,7 @@ from optax import contrib
 from jaxhpo.core import Array
 from jaxhpo.errors import JaxhpoError
 from jaxhpo.hypergradients import Unrolled
-from jaxhpo.hypergradients.estimate import Assemble, Floats, score, split_floats, start, steps_from
+from jaxhpo.hypergradients.estimate import Assemble, Floats, metric_after, split_floats
 from jaxhpo.tasks.task import Task
 
 NUM_STEPS = 40
@@ -164,8 +164,7 @@ def network_task(
 
 
 def final_loss(task: Task, floats: Floats, assemble: Assemble) -> Array:
-    key, hparams = jax.random.key(0), assemble(floats)
-    return score(task, "loss", hparams, steps_from(task, key, hparams, start(task, key, hparams), 0, NUM_STEPS))[0]
+    return metric_after(task, "loss", NUM_STEPS, floats, assemble)
 
 
 def programs(assemble: Assemble) -> tuple[Callable[..., Floats], Callable[..., Array]]:

@@ -218,14 +218,12 @@ def _gauges(record: StudyRecord) -> list[Block]:
     for name in sorted({name for trial in gauged for name in trial.metrics if gauge.is_gauge(name) and "@" not in name}):
         values = sorted(x for x in (trial.metrics.get(name) for trial in gauged) if x is not None and math.isfinite(x))
         if values:
-            shown = [number(x, 3) for x in (values[len(values) // 2], values[0], values[-1])]
-            rows.append([name.removeprefix(gauge.PREFIX), *shown, f"{len(values)} of {len(gauged)}"])
+            rows.append([name.removeprefix(gauge.PREFIX), *_median_and_range(values), f"{len(values)} of {len(gauged)}"])
     parts: list[Block] = [Heading("Hypergradients"), Table(["gauge", "median", "lowest", "highest", "finite"], rows)]
     kind, by_step = gauge.profile(trial.metrics for trial in gauged)
     if by_step:
-        norms = [(step, sorted(values)) for step, values in by_step]
         text = f"log10 of the norm of the weights' {kind} at some steps of the training, over all trials:"
-        lines = [[str(step), *(number(x, 3) for x in (v[len(v) // 2], v[0], v[-1]))] for step, v in norms]
+        lines = [[str(step), *_median_and_range(sorted(values))] for step, values in by_step]
         parts += [Paragraph(text), Table(["step", "median", "lowest", "highest"], lines)]
     explained = (
         "gradient: norm of the gradient by the unit cube. growth: decades by which the derivative grows on its way through the "
@@ -233,6 +231,10 @@ def _gauges(record: StudyRecord) -> list[Block]:
     )
     parts.append(Paragraph(explained, small=True))
     return parts + [Paragraph(line) for line in gauge.findings((trial.loss, trial.metrics) for trial in gauged)]
+
+
+def _median_and_range(ordered: Sequence[float]) -> list[str]:
+    return [number(x, 3) for x in (ordered[len(ordered) // 2], ordered[0], ordered[-1])]
 
 
 def _failures(record: StudyRecord) -> list[Block]:

@@ -9,32 +9,9 @@ import jax
 
 from jaxhpo.core import Array, pytree_dataclass, setting
 from jaxhpo.errors import JaxhpoError
-from jaxhpo.hypergradients.estimate import Assemble, Estimate, Floats, refuse_zeros, scalars, value_and_grad, without_derivative
-from jaxhpo.tasks.task import Task, Training, init_and_step_keys
-
-
-@pytree_dataclass
-class _CallAtInit:
-    """The loss as the whole of a training: its metrics are the state."""
-
-    loss: Callable[..., Any]
-
-    def __call__(self, key: Array, hparams: Any) -> Any:
-        return self.loss(key, hparams)
-
-
-def _stay(key: Array, hparams: Any, state: Any) -> Any:
-    return state
-
-
-@pytree_dataclass
-class _Report:
-    """The metrics as a dict; a scalar under the estimator's name for it."""
-
-    metric: str = setting(static=True)
-
-    def __call__(self, hparams: Any, state: Any) -> dict[str, Array]:
-        return state if isinstance(state, dict) else {self.metric: state}
+from jaxhpo.hypergradients.estimate import Assemble, Estimate, Floats, refuse_zeros, scalars, value_and_grad
+from jaxhpo.tasks.plain_loss import as_training
+from jaxhpo.tasks.task import Training, init_and_step_keys
 
 
 @pytree_dataclass
@@ -51,11 +28,11 @@ class ValueAndGrad:
 
     @property
     def training(self) -> Training:
-        return Training(Task(_CallAtInit(self.loss), _stay, _Report(self.metric)), 1)
+        return as_training(self.loss, self.metric)
 
     def check(self, floats: Floats, assemble: Assemble) -> None:
         value = lambda floats: self._value(jax.random.key(0), floats, assemble)[0]
-        refuse_zeros(self.metric, without_derivative(value, floats), floats)
+        refuse_zeros(self.metric, value, floats)
 
     def _value(self, key: Array, floats: Floats, assemble: Assemble) -> tuple[Array, dict[str, Any]]:
         found = self.loss(init_and_step_keys(key)[0], assemble(floats))  # the key that it has without derivatives, too

@@ -78,11 +78,15 @@ def is_estimator(thing: Any) -> bool:
     return callable(thing) and callable(getattr(cls, "estimate", None)) and hasattr(cls, "training") and hasattr(cls, "check")
 
 
+def _named_leaves(hparams: Any) -> tuple[list[str], list[Any], Any]:
+    """The dotted names and the leaves of a tree, and how it is built."""
+    paths, treedef = jax.tree_util.tree_flatten_with_path(hparams)
+    return [keystr(path, simple=True, separator=".") or "value" for path, _ in paths], [leaf for _, leaf in paths], treedef
+
+
 def split_floats(hparams: Any) -> tuple[Floats, Assemble]:
     """The floats of a tree by dotted name, and how to put others in their place."""
-    paths, treedef = jax.tree_util.tree_flatten_with_path(hparams)
-    names = [keystr(path, simple=True, separator=".") or "value" for path, _ in paths]
-    leaves = [leaf for _, leaf in paths]
+    names, leaves, treedef = _named_leaves(hparams)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise JaxhpoError(f"hypergradients: two hyperparameters are called {twice[0]!r}")
@@ -117,9 +121,8 @@ def value_and_grad(estimator: Estimator, key: Array, hparams: Any) -> tuple[Arra
         raise JaxhpoError("hypergradients: none of the hyperparameters is a float, and only floats have a derivative")
     estimator.check(floats, assemble)
     estimate = estimator.estimate(key, floats, assemble)
-    paths, treedef = jax.tree_util.tree_flatten_with_path(hparams)
-    grads = [estimate.grad.get(keystr(path, simple=True, separator=".") or "value") for path, _ in paths]
-    return estimate.metrics[estimator.metric], jax.tree.unflatten(treedef, grads)
+    names, _, treedef = _named_leaves(hparams)
+    return estimate.metrics[estimator.metric], jax.tree.unflatten(treedef, [estimate.grad.get(name) for name in names])
 
 
 def start(task: Task, key: Array, hparams: Any) -> Any:
@@ -138,6 +141,11 @@ def steps_from(task: Task, key: Array, hparams: Any, state: Any, first: Array | 
         return state
     one = lambda state, i: (step_at(task, key, hparams, state, first + i), None)
     return lax.scan(one, state, jnp.arange(count))[0]
+
+
+def trained(task: Task, key: Array, hparams: Any, num_steps: int) -> Any:
+    """The state after the first ``num_steps`` (static) steps of the training of ``key``."""
+    return steps_from(task, key, hparams, start(task, key, hparams), 0, num_steps)
 
 
 def score(task: Task, metric: str, hparams: Any, state: Any) -> tuple[Array, dict[str, Any]]:
@@ -195,12 +203,13 @@ class ZeroDerivative(JaxhpoError):
 
 def metric_after(task: Task, metric: str, num_steps: int, floats: Floats, assemble: Assemble) -> Array:
     """The metric after a training of some key, to be traced for its structure."""
-    key, hparams = jax.random.key(0), assemble(floats)
-    return score(task, metric, hparams, steps_from(task, key, hparams, start(task, key, hparams), 0, num_steps))[0]
+    hparams = assemble(floats)
+    return score(task, metric, hparams, trained(task, jax.random.key(0), hparams, num_steps))[0]
 
 
-def refuse_zeros(metric: str, names: list[str], floats: Floats) -> None:
-    """Raises a :class:`ZeroDerivative` that names the hyperparameters, if there are any."""
+def refuse_zeros(metric: str, function: Callable[[Floats], Array], floats: Floats) -> None:
+    """Raises a :class:`ZeroDerivative` that names the floats by which the function has no derivative, if there are any."""
+    names = without_derivative(function, floats)
     if names:
         raise ZeroDerivative(metric, names, len(names) == len(floats))
 

@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxhpo.core import Array, pytree_dataclass, setting
 from jaxhpo.errors import JaxhpoError
-from jaxhpo.hypergradients.estimate import Assemble, Estimate, Floats, score, start, steps_from, value_and_grad
+from jaxhpo.hypergradients.estimate import Assemble, Estimate, Floats, score, start, steps_from, trained, value_and_grad
 from jaxhpo.tasks.task import Task, Training
 
 _PERTURBATIONS = 2  # stream below the key of a training; 0 and 1 are those of its init and of its steps
@@ -122,9 +122,6 @@ class Evolution:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise JaxhpoError(f"{field} = {value!r}: must be a whole number of at least 1, or None")
-        for field, known in (("method", ("es", "pes", "es_single")), ("target", ("final", "mean"))):
-            if getattr(self, field) not in known:
-                raise JaxhpoError(f"{field} = {getattr(self, field)!r}: must be one of {', '.join(map(repr, known))}")
 
         def reported(task: Task, floats: Floats) -> Array:
             hparams = assemble(floats)
@@ -206,7 +203,7 @@ class Evolution:
 
     def estimate(self, key: Array, floats: Floats, assemble: Assemble) -> Estimate:
         hparams = assemble(floats)
-        state = steps_from(self.task, key, hparams, start(self.task, key, hparams), 0, self.num_steps)
+        state = trained(self.task, key, hparams, self.num_steps)
         _, metrics = score(self.task, self.metric, hparams, state)
 
         one = lambda pair: self._slope(key, floats, assemble, pair)

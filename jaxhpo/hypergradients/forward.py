@@ -30,7 +30,6 @@ from jaxhpo.hypergradients.estimate import (
     value_and_grad,
     weights_of,
     with_inexact,
-    without_derivative,
 )
 from jaxhpo.tasks.task import Task, Training
 
@@ -75,7 +74,7 @@ class Forward:
             )
 
         value = lambda floats: metric_after(self.task, self.metric, self.num_steps, floats, assemble)
-        refuse_zeros(self.metric, without_derivative(value, floats), floats)
+        refuse_zeros(self.metric, value, floats)
 
     def estimate(self, key: Array, floats: Floats, assemble: Assemble) -> Estimate:
         directions = directions_of(floats, self.stretch)

@@ -22,6 +22,7 @@ from jaxhpo.hypergradients.estimate import (
     score,
     start,
     steps_from,
+    trained,
     value_and_grad,
     weights_of,
     without_derivative,
@@ -69,7 +70,7 @@ class Truncated:
             state = state if count == self.num_steps else jax.lax.stop_gradient(state)
             return score(self.task, self.metric, hparams, steps_from(self.task, key, hparams, state, 0, count))[0]
 
-        refuse_zeros(self.metric, without_derivative(value, floats), floats)
+        refuse_zeros(self.metric, value, floats)
         if self.last_steps >= self.num_steps:
             return
         loss = training_loss(self.task)
@@ -99,7 +100,7 @@ class Truncated:
 
         def begin(floats: Floats) -> Any:
             hparams = assemble(floats if before == 0 else jax.lax.stop_gradient(floats))
-            return steps_from(self.task, key, hparams, start(self.task, key, hparams), 0, before)
+            return trained(self.task, key, hparams, before)
 
         segments = self.memory_plan(floats, assemble).segments
         return reverse(self.task, self.metric, key, floats, assemble, begin, before, count, segments)

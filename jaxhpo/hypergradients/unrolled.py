@@ -33,7 +33,6 @@ from jaxhpo.hypergradients.estimate import (
     value_and_grad,
     weights_of,
     with_inexact,
-    without_derivative,
 )
 from jaxhpo.tasks.gradient import mixed_mode
 from jaxhpo.tasks.task import Task, Training
@@ -80,7 +79,7 @@ class Unrolled:
         """
 
         value = lambda floats: metric_after(self.task, self.metric, self.num_steps, floats, assemble)
-        refuse_zeros(self.metric, without_derivative(value, floats), floats)
+        refuse_zeros(self.metric, value, floats)
 
     def memory_plan(self, floats: Floats, assemble: Assemble) -> memory.MemoryPlan:
         """What will be stored, and the bytes that this takes for one lane; computes nothing.

@@ -15,7 +15,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxhpo.core import Array, pytree_dataclass
-from jaxhpo.study.problem import TRIAL_STREAM, Plan, Problem, scalar_metrics
+from jaxhpo.study.problem import TRIAL_STREAM, Plan, Problem
+from jaxhpo.tasks.plain_loss import scalar_metrics
 from jaxhpo.tasks.task import has_no_nan, init_and_step_keys
 
 LANES, EVERYWHERE = PartitionSpec("lanes"), PartitionSpec()

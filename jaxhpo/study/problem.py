@@ -20,6 +20,7 @@ from jaxhpo.hypergradients import ValueAndGrad
 from jaxhpo.hypergradients.estimate import Assemble, Floats, ZeroDerivative, check_settings, is_estimator
 from jaxhpo.space import Space
 from jaxhpo.tasks import HostFunction, Task, Training, check_task
+from jaxhpo.tasks.plain_loss import as_training, scalar_metrics
 from jaxhpo.tasks.task import callable_pytree
 
 # The streams of random numbers below the study's key.
@@ -68,8 +69,8 @@ class Problem:
     def cube_gradient(self, cube: Array, grad: Floats) -> Array:
         """A gradient of the loss by the cube, ``f32[B, D]``, from one of the metric by the floats, ``[B, *shape]`` each."""
         if in_cube(self.task):
-            none = jnp.zeros(cube.shape[0], jnp.float32)
-            columns = [jnp.asarray(grad.get(s.name, _columns(none, s.size)), jnp.float32) for s in self.space.slots]
+            rows = cube.shape[0]
+            columns = [jnp.asarray(grad.get(s.name, jnp.zeros((rows, s.size))), jnp.float32) for s in self.space.slots]
             pulled = jnp.concatenate([x.reshape(x.shape[0], -1) for x in columns], axis=1)
         else:
             names = [slot.name for slot in self.space.slots]
@@ -77,10 +78,6 @@ class Problem:
             decoded, pull = jax.vjp(by_name, cube)
             (pulled,) = pull({name: grad[name].astype(x.dtype) for name, x in decoded.items()})
         return pulled * self.sign
-
-
-def _columns(column: Array, count: int) -> Array:
-    return jnp.broadcast_to(column[:, None], (column.shape[0], count))
 
 
 def in_cube(estimator: Any) -> bool:
@@ -165,34 +162,6 @@ _NEEDS_VALUES = (
 )
 
 
-def scalar_metrics(result: Any) -> dict[str, Any]:
-    metrics = dict(result) if isinstance(result, dict) else {"loss": result}
-    for name, value in metrics.items():
-        if value is None or isinstance(value, str) or (not hasattr(value, "__array__") and not isinstance(value, (int, float))):
-            raise JaxhpoError(f"the objective returned {name!r} as a {type(value).__name__}: a scalar is due")
-        if jnp.shape(value) != ():
-            raise JaxhpoError(f"the objective returned {name!r} of shape {jnp.shape(value)}: a scalar is due")
-    return {str(name): jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-
-
-@pytree_dataclass
-class _CallAtInit:
-    """A loss as the ``init`` of a task; its arrays stay arguments, and equal losses share a program."""
-
-    loss: Callable[..., Any]
-
-    def __call__(self, key: jax.Array, hparams: Any) -> dict[str, jax.Array]:
-        return scalar_metrics(self.loss(key, hparams))
-
-
-def _stay(key: jax.Array, hparams: Any, metrics: Any) -> Any:
-    return metrics
-
-
-def _report(hparams: Any, metrics: Any) -> Any:
-    return metrics
-
-
 def with_gradient(objective: Any, optimizer: Optimizer, metric: str | None) -> Any:
     """The objective as one that gives the gradients that the optimizer needs.
 
@@ -229,7 +198,7 @@ def training_of(objective: Any) -> tuple[Training, bool]:
         return objective, True
     if callable(objective) and not isinstance(objective, type):
         _check_signature(objective)
-        return Training(Task(_CallAtInit(callable_pytree("objective", objective)), _stay, _report), 1), False
+        return as_training(callable_pytree("objective", objective)), False
     raise JaxhpoError(f"the objective is a {type(objective).__name__}: a function (key, hparams) -> loss or a Training is due")
 
 
