@@ -6,35 +6,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxhpo import analysis, benchmarks, hypergradients, optimizers, space, study, surrogates, tasks
+    from jaxhpo import analysis, benchmarks, fidelity, hypergradients, optimizers, space, study, surrogates, tasks
     from jaxhpo.core import FULL, CubeSpec, Feedback, Kind, Optimizer, Query, problems_of, pytree_dataclass, setting
     from jaxhpo.errors import JaxhpoError
+    from jaxhpo.fidelity import ASHA, PB2, PBT, Hyperband, MedianStopping, SuccessiveHalving
     from jaxhpo.optimizers import PSO, TPE, BayesOpt, GridSearch, HypergradientDescent, LocalSearch, RandomSearch, SobolSearch
     from jaxhpo.space import Bool, Choice, Float, Int, Space
-    from jaxhpo.study import Progress, Result, Study, confirm, maximize, minimize, prepare_jax, pure_study, run_study
+    from jaxhpo.study import Progress, Result, Study, confirm, maximize, minimize, prepare_jax, pure_study, replay, run_study
     from jaxhpo.tasks import HostFunction, Task, Training
 
 __version__ = "0.1.0"
 
-_ROOMS = ("analysis", "benchmarks", "hypergradients", "optimizers", "space", "study", "surrogates", "tasks")
+_ROOMS = ("analysis", "benchmarks", "fidelity", "hypergradients", "optimizers", "space", "study", "surrogates", "tasks")
 _HOMES = {
     **dict.fromkeys(
         ("FULL", "CubeSpec", "Feedback", "Kind", "Optimizer", "Query", "problems_of", "pytree_dataclass", "setting"), "core"
     ),
     "JaxhpoError": "errors",
+    **dict.fromkeys(("ASHA", "PB2", "PBT", "Hyperband", "MedianStopping", "SuccessiveHalving"), "fidelity"),
     **dict.fromkeys(
         ("BayesOpt", "GridSearch", "HypergradientDescent", "LocalSearch", "PSO", "RandomSearch", "SobolSearch", "TPE"),
         "optimizers",
     ),
     **dict.fromkeys(("Bool", "Choice", "Float", "Int", "Space"), "space"),
     **dict.fromkeys(
-        ("Progress", "Result", "Study", "confirm", "maximize", "minimize", "prepare_jax", "pure_study", "run_study"), "study"
+        ("Progress", "Result", "Study", "confirm", "maximize", "minimize", "prepare_jax", "pure_study", "replay", "run_study"),
+        "study",
     ),
     **dict.fromkeys(("HostFunction", "Task", "Training"), "tasks"),
 }
 
 __all__ = [
+    "ASHA",
     "FULL",
+    "PB2",
+    "PBT",
     "PSO",
     "TPE",
     "BayesOpt",
@@ -45,11 +51,13 @@ __all__ = [
     "Float",
     "GridSearch",
     "HostFunction",
+    "Hyperband",
     "HypergradientDescent",
     "Int",
     "JaxhpoError",
     "Kind",
     "LocalSearch",
+    "MedianStopping",
     "Optimizer",
     "Progress",
     "Query",
@@ -58,11 +66,13 @@ __all__ = [
     "SobolSearch",
     "Space",
     "Study",
+    "SuccessiveHalving",
     "Task",
     "Training",
     "analysis",
     "benchmarks",
     "confirm",
+    "fidelity",
     "hypergradients",
     "maximize",
     "minimize",
@@ -71,6 +81,7 @@ __all__ = [
     "problems_of",
     "pure_study",
     "pytree_dataclass",
+    "replay",
     "run_study",
     "setting",
     "space",

@@ -89,6 +89,8 @@ def problems_of(optimizer: Any) -> list[str]:
             continue
         if isinstance(value, Tracer):
             continue
+        if value is None and field.default is None:
+            continue
         choices = field.metadata.get("choices")
         if choices is not None:
             if value not in choices:
@@ -232,7 +234,8 @@ class Query:
         cube: ``f32[B, D]``, the point to evaluate.
         parent: ``i32[B]``, whose training state it continues: the lane's own index to go on, another's to
             copy that one, -1 to start afresh.
-        budget: ``i32[B]``, total training steps at which its loss is due; ``FULL`` for the whole training.
+        budget: ``i32[B]``, total training steps at which its loss is due; ``FULL`` for the whole training. A trial that
+            goes on with a budget that it has reached already waits: its state is kept, and its loss answered again.
     """
 
     cube: Array
@@ -280,7 +283,9 @@ class Optimizer(Protocol):
 
     An optimizer whose queries all start afresh may say so by a class attribute ``starts_afresh = True``: the states of
     finished trainings are then not kept on disk. One whose state is a table of observations may let it grow by two more
-    functions, ``holds`` and ``enlarged``: see :mod:`jaxhpo.study.room`.
+    functions, ``holds`` and ``enlarged``: see :mod:`jaxhpo.study.room`. One whose settings depend on how long a training
+    is may have a function ``for_training(num_steps, round_steps)`` that gives the optimizer with what its user left open;
+    a study calls it once, before anything is compiled.
     """
 
     @property

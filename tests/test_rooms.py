@@ -51,7 +51,7 @@ def test_every_public_name_is_there():
 
     for name in jaxhpo.__all__:
         assert getattr(jaxhpo, name) is not None
-    for room in ("optimizers", "space", "study", "surrogates", "tasks"):
+    for room in ("fidelity", "optimizers", "space", "study", "surrogates", "tasks"):
         module = getattr(jaxhpo, room)
         assert module.__all__
         for name in module.__all__:

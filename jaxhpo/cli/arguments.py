@@ -96,6 +96,10 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument("folder", metavar="DIR", help="the folder of the study")
     report.add_argument("--seeds", type=_at_least(1), metavar="K", help="first train the winner again on K fresh seeds")
 
+    replay = command("replay", "train a trial again along its whole schedule, as the search did")
+    replay.add_argument("folder", metavar="DIR", help="the folder of the study")
+    replay.add_argument("--trial", type=int, metavar="N", help="which trial (default: the best)")
+
     compare = command("compare", "compare studies of the same task")
     compare.add_argument("folders", metavar="DIR", nargs="+", help="the folders of the studies")
     compare.add_argument("--out", metavar="DIR", help="where to write the comparison (default: only print it)")

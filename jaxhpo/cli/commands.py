@@ -172,6 +172,32 @@ def _train_winner_again(folder: Path, seeds: int) -> None:
         print(line)
 
 
+def replay_command(arguments: argparse.Namespace) -> int:
+    from jaxhpo.analysis.format import number, value
+    from jaxhpo.config import build
+    from jaxhpo.study.platform import prepare_jax
+
+    folder = Path(arguments.folder)
+    config = _recorded_config(folder)
+    prepare_jax(config.study.devices)
+    from jaxhpo.study import replay
+
+    study = build(config)
+    found = replay(study, folder, arguments.trial)
+    for part in found["schedule"]:
+        settings = ", ".join(f"{name}={value(x, 6)}" for name, x in part["hparams"].items())
+        print(f"steps {part['start']:>7} to {part['steps']:>7}  trial {part['number']:>5}  {settings}")
+    sign = -1.0 if study.maximize else 1.0
+    told = {name: None if found[name] is None else sign * found[name] for name in ("recorded", "replayed")}
+    recorded, replayed = ("diverged" if x is None else number(x, 9) for x in told.values())
+    same = "the same bits" if found["recorded"] == found["replayed"] else "not the same"
+    print(f"trial {found['number']}: recorded {recorded}, replayed {replayed}: {same}")
+    for split in ("validation", "test"):
+        for name, x in found[split].items():
+            print(f"  {split} {name} {'diverged' if x is None else number(x, 6)}")
+    return 0
+
+
 def compare_command(arguments: argparse.Namespace) -> int:
     from jaxhpo.analysis.compare import compare, format_comparison, write_comparison
     from jaxhpo.study.record import read_record

@@ -38,13 +38,18 @@ class StudyTable:
     """``[study]``: how long to search, and for what."""
 
     name: str
-    num_trials: int = entry(low=1, high=2**30 - 1)
+    num_trials: int | None = entry(None, low=1, high=2**30 - 1)
     seed: int = entry(0, low=0, high=2**32 - 1)
     metric: str | None = entry(None)
     direction: str = entry("minimize", choices=("minimize", "maximize"))
     shard_width: int | None = entry(None, low=1)
     devices: int | None = entry(None, low=1)
     max_seconds: float | None = entry(None, above=0)
+    max_steps: int | None = entry(None, low=1)
+    target: float | None = entry(None)
+    seeds: int = entry(1, low=1, high=4096)
+    seed_quantile: float | None = entry(None, low=0.0, high=1.0)
+    race: float | None = entry(None, above=0, high=0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +179,9 @@ def _checked(problems: Problems, tables: dict[str, Any], folders: tuple[Path, ..
     study = None if "study" in meant else read_table(problems, ("study",), tables.get("study"), StudyTable)
     if study is not None and re.search(r"[/\\\0]", study.name):
         problems.add(("study", "name"), f"must be fit for the name of a folder, without / and \\, not {shown(study.name)}")
+    if study is not None and not any((study.num_trials, study.max_seconds, study.max_steps, study.target is not None)):
+        wanted = "must be a whole number of at least 1, unless max_steps, max_seconds or target is given"
+        problems.add(("study", "num_trials"), wanted)
     report = read_table(problems, ("report",), tables.get("report", {}), ReportTable)
     if "space" in tables:
         check_space(problems, tables["space"])

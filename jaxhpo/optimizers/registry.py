@@ -55,6 +55,49 @@ ENTRIES: dict[str, Entry] = {
         wraps="RandomSearch",
         inner="explorer",
     ),
+    "ASHA": Entry(
+        "jaxhpo.fidelity.asha",
+        "stops trials that are not among the best at a rung; no lane ever waits",
+        wraps="RandomSearch",
+        light={"budgets": (1, 3)},
+    ),
+    "MedianStopping": Entry(
+        "jaxhpo.fidelity.median_stopping",
+        "stops trials that are worse than the median of the others",
+        wraps="RandomSearch",
+        light={"budgets": (1, 3), "min_trials": 2},
+    ),
+    "SuccessiveHalving": Entry(
+        "jaxhpo.fidelity.successive_halving",
+        "brackets of trials of which the best go on from rung to rung",
+        wraps="RandomSearch",
+        light={"budgets": (1, 3)},
+    ),
+    "Hyperband": Entry(
+        "jaxhpo.fidelity.hyperband",
+        "brackets of successive halving that begin at different rungs",
+        wraps="RandomSearch",
+        light={"budgets": (1, 3)},
+    ),
+    "PBT": Entry(
+        "jaxhpo.fidelity.pbt",
+        "population based training: poor members copy good ones and vary their hyperparameters",
+        wraps="RandomSearch",
+        light={"interval": 10, "max_steps": 100},
+    ),
+    "PB2": Entry(
+        "jaxhpo.fidelity.pb2",
+        "population based bandits: as PBT, with a Gaussian process that says where copies go on",
+        wraps="RandomSearch",
+        light={
+            "interval": 10,
+            "max_steps": 100,
+            "window": 16,
+            "num_candidates": 16,
+            "num_starts": 2,
+            "num_steps": 3,
+        },
+    ),
 }
 
 

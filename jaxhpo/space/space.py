@@ -167,6 +167,13 @@ class Space:
     def _is_log(self) -> np.ndarray:
         return np.repeat([s.log and s.run.kind == Kind.FLOAT for s in self.slots], [s.size for s in self.slots])
 
+    @property
+    def static_dims(self) -> np.ndarray:
+        """Dimensions of the cube that are static choices, ``bool[D]``."""
+        static = np.zeros(self.num_dims, bool)
+        static[[slot.offset for slot in self.static_slots]] = True
+        return static
+
     def decode(self, cube: Array, static: tuple[int, ...] | None = None) -> Any:
         """Hyperparameters at a point of the cube, ``f32[..., D]`` -> arrays ``[..., *shape]``.
 

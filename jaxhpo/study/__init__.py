@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from jaxhpo.study.api import PureResult, maximize, minimize, pure_study
     from jaxhpo.study.confirmation import confirm
     from jaxhpo.study.driver import Progress, Study, run_study
+    from jaxhpo.study.lineage import replay
     from jaxhpo.study.loop import Trials
     from jaxhpo.study.platform import prepare_jax
     from jaxhpo.study.record import StudyRecord, TrialRow, read_record
@@ -29,6 +30,7 @@ _HOMES = {
     "prepare_jax": "platform",
     "pure_study": "api",
     "read_record": "record",
+    "replay": "lineage",
     "run_study": "driver",
 }
 
@@ -47,6 +49,7 @@ __all__ = [
     "prepare_jax",
     "pure_study",
     "read_record",
+    "replay",
     "run_study",
 ]
 

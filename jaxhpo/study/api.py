@@ -16,7 +16,7 @@ from jaxhpo.errors import JaxhpoError
 from jaxhpo.space import as_space
 from jaxhpo.study.driver import Progress, Study, run_study
 from jaxhpo.study.loop import Trials, first_carry, run_round
-from jaxhpo.study.problem import Plan, make_problem
+from jaxhpo.study.problem import Limits, Plan, make_problem
 from jaxhpo.study.record import holds_study
 from jaxhpo.study.result import Result
 from jaxhpo.study.room import with_room
@@ -29,7 +29,7 @@ def minimize(
     optimizer: Optimizer,
     *,
     key: Any,
-    num_trials: int,
+    num_trials: int | None = None,
     metric: str | None = None,
     record: str | Path | None = None,
     resume: bool = False,
@@ -37,6 +37,11 @@ def minimize(
     shard_width: int | None = None,
     devices: int | None = None,
     max_seconds: float | None = None,
+    max_steps: int | None = None,
+    target_loss: float | None = None,
+    seeds: int = 1,
+    seed_quantile: float | None = None,
+    race: float | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Find the hyperparameters of the lowest loss.
@@ -47,20 +52,41 @@ def minimize(
         space: a :class:`jaxhpo.Space`, or a tree of leaves.
         optimizer: how to search.
         key: a JAX key, or an integer seed. The same key gives the same trials.
-        num_trials: how many trials to answer.
+        num_trials: how many trials to end; may be left out where another limit is given.
         metric: which metric to minimise; may be left out if there is one, or one is called ``loss``.
         record: a folder to keep the study in, so that it survives being killed.
         resume: go on with the study in ``record``, if there is one; begin it otherwise.
         shard_width: lanes compiled together; a study's bits depend on it. By default lanes / devices.
         devices: local devices to use, by default all. On a CPU call :func:`jaxhpo.prepare_jax` first to have one a core.
-        max_seconds: begin nothing new after this much wall-clock.
+        max_seconds: begin nothing new after this much wall-clock, compilation included.
+        max_steps: begin nothing new after this many training steps, over all lanes and seeds.
+        target_loss: stop once a whole training, on all its seeds, has a metric this low.
+        seeds: keys that every configuration is trained on, the same for all, as lanes side by side; its loss is the mean.
+        seed_quantile: the quantile of the seeds that is the loss instead of their mean.
+        race: level of a paired test that drops a configuration before all its seeds are trained, such as 0.05.
         progress: called now and then with a :class:`jaxhpo.study.Progress`.
 
     Raises:
         JaxhpoError: for settings that make no sense, or a record that cannot be used.
     """
-    settings = (name, metric, "minimize", shard_width, devices, max_seconds)
-    study = Study(objective, as_space(space), optimizer, num_trials, key, *settings)
+    study = Study(
+        objective,
+        as_space(space),
+        optimizer,
+        num_trials,
+        key,
+        name,
+        metric,
+        "minimize",
+        shard_width,
+        devices,
+        max_seconds,
+        max_steps,
+        target_loss,
+        seeds,
+        seed_quantile,
+        race,
+    )
     return _run(study, record, resume, progress)
 
 
@@ -68,7 +94,8 @@ def _run(study: Study, record: str | Path | None, resume: bool, progress: Callab
     result = run_study(study, record, resume=resume and record is not None and holds_study(record), progress=progress)
     if result.status == "interrupted":
         hint = f"go on with record={str(record)!r}, resume=True" if record else "nothing was recorded"
-        warnings.warn(f"interrupted after {len(result.trials['number'])} of {study.num_trials} trials: {hint}", stacklevel=3)
+        of = "" if study.num_trials is None else f" of {study.num_trials}"
+        warnings.warn(f"interrupted after {len(result.trials['number'])}{of} trials: {hint}", stacklevel=3)
     return result
 
 
@@ -78,7 +105,7 @@ def maximize(
     optimizer: Optimizer,
     *,
     key: Any,
-    num_trials: int,
+    num_trials: int | None = None,
     metric: str | None = None,
     record: str | Path | None = None,
     resume: bool = False,
@@ -86,14 +113,35 @@ def maximize(
     shard_width: int | None = None,
     devices: int | None = None,
     max_seconds: float | None = None,
+    max_steps: int | None = None,
+    target_value: float | None = None,
+    seeds: int = 1,
+    seed_quantile: float | None = None,
+    race: float | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
-    """Find the hyperparameters of the highest metric; as :func:`minimize` otherwise.
+    """Find the hyperparameters of the highest metric; as :func:`minimize` otherwise. ``target_value`` is a metric this high.
 
     ``result.best.value`` is the metric, ``result.best.loss`` its negative.
     """
-    settings = (name, metric, "maximize", shard_width, devices, max_seconds)
-    study = Study(objective, as_space(space), optimizer, num_trials, key, *settings)
+    study = Study(
+        objective,
+        as_space(space),
+        optimizer,
+        num_trials,
+        key,
+        name,
+        metric,
+        "maximize",
+        shard_width,
+        devices,
+        max_seconds,
+        max_steps,
+        target_value,
+        seeds,
+        seed_quantile,
+        race,
+    )
     return _run(study, record, resume, progress)
 
 
@@ -133,11 +181,13 @@ def pure_study(
         names = ", ".join(slot.name for slot in space.static_slots)
         raise JaxhpoError(f"pure_study: {names} is static, and each of its options is another program; use minimize")
     draft = make_problem(
-        objective, space, optimizer, key=jax.random.key(0), num_trials=num_trials, metric=metric, maximize=maximize
+        objective, space, optimizer, key=jax.random.key(0), limits=Limits(num_trials), metric=metric, maximize=maximize
     )
     plan = Plan(optimizer.num_lanes, optimizer.num_lanes, None)
     # A lane finishes a trial in this many rounds at the latest, and the lanes share the trials.
     rounds = -(-num_trials // optimizer.num_lanes) * (draft.num_steps // draft.round_steps)
+    if not getattr(optimizer, "starts_afresh", False):
+        rounds *= 2  # a lane may wait for others; it never waits for longer than it trains
 
     def study(key: jax.Array) -> PureResult:
         problem = dataclasses.replace(draft, key=key)

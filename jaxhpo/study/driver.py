@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import signal
 import threading
 import time
@@ -29,16 +30,17 @@ from jaxhpo.hypergradients import gauge
 from jaxhpo.hypergradients.estimate import is_estimator
 from jaxhpo.space import Space, as_space, label_of
 from jaxhpo.study import record as records
-from jaxhpo.study.engines import CompiledEngine, Engine, HostEngine, StaticGroups, host_trials
+from jaxhpo.study.engines import CompiledEngine, Engine, HostEngine, host_trials, is_over_jit
 from jaxhpo.study.keeper import Keeper
 from jaxhpo.study.loop import Carry
 from jaxhpo.study.platform import environment
-from jaxhpo.study.problem import Plan, Problem, make_plan, make_problem, with_gradient
+from jaxhpo.study.problem import Limits, Plan, Problem, Seeding, make_plan, make_problem, with_gradient
 from jaxhpo.study.record import Record
 from jaxhpo.study.result import Result, Trial, TrialTable
 from jaxhpo.study.room import rounds_that_fit, with_room
-from jaxhpo.study.rows import database_row, earlier_rows, rows_of
+from jaxhpo.study.rows import earlier_rows, rows_of
 from jaxhpo.study.snapshot import to_numpy
+from jaxhpo.study.static_groups import StaticGroups
 from jaxhpo.tasks import HostFunction, Training
 
 _CHUNK_SECONDS = 1.0  # how long a chunk should take: the rhythm of progress and of commits
@@ -50,7 +52,7 @@ class Study:
 
     Attributes:
         objective: a pure loss ``(key, hparams) -> scalar or dict``, a Training, or a HostFunction.
-        num_trials: trials to answer; lanes that would begin one more stay idle.
+        num_trials: trials to end; lanes that would begin one more stay idle. None for no limit, where another is given.
         seed: an integer, or a JAX key.
         metric: which metric is the loss; may be None if there is one, or one is called ``loss``.
         direction: ``minimize`` or ``maximize``.
@@ -59,13 +61,18 @@ class Study:
         devices: how many local devices to use; by default all.
         max_seconds: begin no further chunk after this much wall-clock, compilation and earlier runs included; a study
             has at least one.
+        max_steps: begin no further round after this many training steps, over all lanes and seeds.
+        target: stop once a whole training, on all its seeds, has a metric this good.
+        seeds: keys that every configuration is trained on, the same for all, as lanes side by side; its loss is the mean.
+        seed_quantile: the quantile of the seeds that is the loss instead of their mean.
+        race: level of a paired test that drops a configuration before all its seeds are trained, such as 0.05.
         config: what the study was made from, JSON-able, for the record.
     """
 
     objective: Any
     space: Space
     optimizer: Optimizer
-    num_trials: int
+    num_trials: int | None = None
     seed: Any = 0
     name: str = "study"
     metric: str | None = None
@@ -73,6 +80,11 @@ class Study:
     shard_width: int | None = None
     devices: int | None = None
     max_seconds: float | None = None
+    max_steps: int | None = None
+    target: float | None = None
+    seeds: int = 1
+    seed_quantile: float | None = None
+    race: float | None = None
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -86,13 +98,24 @@ class Study:
     def maximize(self) -> bool:
         return self.direction == "maximize"
 
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.num_trials, self.max_steps, self.target)
+
+    @property
+    def seeding(self) -> Seeding:
+        return Seeding(self.seeds, self.seed_quantile, self.race)
+
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a study is. ``best`` is the incumbent's metric as stated, None while there is none."""
+    """How far a study is. ``best`` is the incumbent's metric as stated, None while there is none.
+
+    ``num_trials`` is None where their number is not limited.
+    """
 
     trials: int
-    num_trials: int
+    num_trials: int | None
     best: float | None
     diverged: int
     elapsed: float
@@ -110,6 +133,13 @@ def _check(study: Study) -> None:
         problems.append(f"direction = {study.direction!r}: must be 'minimize' or 'maximize'")
     if study.max_seconds is not None and not study.max_seconds > 0:
         problems.append(f"max_seconds = {study.max_seconds!r}: must be positive")
+    if study.num_trials is None and study.max_seconds is None and study.max_steps is None and study.target is None:
+        problems.append("num_trials: say how many trials, or give another limit: max_steps, max_seconds or a target")
+    on_host = isinstance(study.objective, HostFunction)
+    if on_host and study.max_steps is not None:
+        problems.append("max_steps: a HostFunction does not tell its steps of training; limit num_trials or max_seconds")
+    if on_host and study.seeds != 1:
+        problems.append("seeds: a HostFunction is called once a trial; average over seeds within it")
     if problems:
         raise JaxhpoError("; ".join(problems))
 
@@ -123,7 +153,7 @@ def _host_problem(study: Study) -> Problem:
         study.space,
         study.optimizer,
         key=study.key,
-        num_trials=study.num_trials,
+        limits=study.limits,
         metric=metric,
         maximize=study.maximize,
     )
@@ -140,9 +170,10 @@ def problem_of(study: Study) -> Problem:
         study.space,
         study.optimizer,
         key=study.key,
-        num_trials=study.num_trials,
+        limits=study.limits,
         metric=study.metric,
         maximize=study.maximize,
+        seeding=study.seeding,
     )
 
 
@@ -152,7 +183,9 @@ def plan_of(study: Study, folder: Path | None = None) -> Plan:
     if folder is not None and width is None:
         width = records.recorded_facts(folder)["identity"]["shard_width"]
     training = isinstance(study.objective, Training) or is_estimator(study.objective)
-    return make_plan(study.optimizer.num_lanes, study.space.num_dims, width, study.devices, training)
+    groups = math.prod(len(slot.options) for slot in study.space.static_slots)
+    at_once = study.seeding.at_once
+    return make_plan(study.optimizer.num_lanes, study.space.num_dims, width, study.devices, training, at_once, groups)
 
 
 def make_engine(study: Study, problem: Problem, plan: Plan) -> Engine:
@@ -209,7 +242,10 @@ def _digest(task: Any) -> str:
 def _identity(study: Study, problem: Problem, width: int) -> dict[str, Any]:
     """What makes the trials of a study what they are; a resumed study must have the same."""
     estimator = {"estimator": _estimator_settings(problem.task)} if problem.has_gradient else {}
-    return estimator | {
+    seeding = dataclasses.asdict(study.seeding) if study.seeds != 1 else {}
+    return {
+        **estimator,
+        **({"seeds": seeding} if seeding else {}),
         "space": study.space.describe(),
         "optimizer": _settings(study.optimizer),
         "num_trials": study.num_trials,
@@ -314,7 +350,7 @@ def run_study(
             stack.callback(keeper.close)
         stopping = stack.enter_context(_gentle_interrupt())
         try:
-            return _drive(study, engine, keeper, record, progress or (lambda progress: None), stopping)
+            return _drive(study, problem, engine, keeper, record, progress or (lambda progress: None), stopping)
         except BaseException as error:
             if record is not None:
                 with contextlib.suppress(JaxhpoError):
@@ -333,6 +369,7 @@ def _with_room(optimizer: Optimizer, engine: Engine, carry: Carry) -> Carry:
 
 def _drive(
     study: Study,
+    problem: Problem,
     engine: Engine,
     keeper: Keeper | None,
     record: Record | None,
@@ -354,10 +391,19 @@ def _drive(
         running = time.perf_counter() - started
         rate = (finished - at_start) / running if running > 0 else 0.0
         # Before every lane has ended a trial, the few that have are those that diverged early: no base for a forecast.
-        left = (study.num_trials - finished) / rate if finished - at_start >= study.optimizer.num_lanes else None
+        left = None
+        if study.num_trials is not None and finished - at_start >= study.optimizer.num_lanes:
+            left = (study.num_trials - finished) / rate
+        if study.max_steps is not None and carry is not None and int(carry.busy) > busy_at_start:
+            to_go = (int(problem.max_rounds) - int(carry.busy)) / (int(carry.busy) - busy_at_start) * running
+            left = to_go if left is None else min(left, to_go)
+        if study.max_seconds is not None:
+            to_go = max(study.max_seconds - (spent + time.perf_counter() - began), 0.0)
+            left = to_go if left is None else min(left, to_go)
         diverged = 0 if carry is None else int(carry.diverged)
         progress(Progress(finished, study.num_trials, best, diverged, before + running, rate, left, phase))
 
+    busy_at_start = 0
     started, at_start = began, 0
     tell(None, "compiling")
     carry = engine.place(engine.first()) if keeper is None else keeper.restore(engine)
@@ -366,8 +412,9 @@ def _drive(
         carry, _, _ = engine.advance(carry, 0)  # compiles, runs nothing
     jax.block_until_ready(carry)
     compiled = time.perf_counter()
-    started, at_start, rounds, status = compiled, int(carry.finished), 1, "finished"
-    while int(carry.finished) < study.num_trials:
+    started, at_start, busy_at_start = compiled, int(carry.finished), int(carry.busy)
+    rounds, status = 1, "finished"
+    while not is_over_jit(problem, carry):
         chunk_began = time.perf_counter()
         if stopping():
             status = "interrupted"
@@ -384,18 +431,21 @@ def _drive(
         rows = rows_of(study.space, trials, told, (before + chunk_began - compiled, before + chunk_ended - compiled))
         table.add(rows)
         if keeper is not None:
-            keeper.keep(carry, [database_row(row) for row in rows], last=int(carry.finished) >= study.num_trials)
+            keeper.keep(carry, rows, last=bool(is_over_jit(problem, carry)))
         tell(carry, "running")
         fitting = rounds * _CHUNK_SECONDS / max(chunk_ended - chunk_began, 1e-9)
         rounds = int(np.clip(min(fitting, 8 * rounds), 1, engine.max_rounds))
     run_seconds = time.perf_counter() - compiled
+    programs = dict(engine.compile_seconds)
+    lanes = _lanes(study, problem, carry)
     if record is not None:
         timing = record.notes().get("timing", {})
         total = {
             "compile_seconds": timing.get("compile_seconds", 0.0) + compiled - began,
             "run_seconds": timing.get("run_seconds", 0.0) + run_seconds,
         }
-        record.commit((), None, {"timing": total})
+        earlier = record.notes().get("programs", {})
+        record.commit((), None, {"timing": total, "lanes": lanes, "programs": {**earlier, **programs}})
         record.set_status(status)
     tell(carry, "finished")
     for line in gauge.findings((row["loss"], row["metrics"]) for row in table.rows()):
@@ -406,9 +456,20 @@ def _drive(
         folder=None if record is None else record.folder,
         compile_seconds=compiled - began,
         run_seconds=run_seconds,
+        facts=table.facts(),
+        lanes=lanes,
+        programs=programs,
         winner=_winner(study, carry, table),
         first_error=table.first_error(),
     )
+
+
+def _lanes(study: Study, problem: Problem, carry: Carry) -> dict[str, Any]:
+    """What the lanes did: how many there are, the steps they trained on trials that had not ended, and the share of those."""
+    each = problem.round_steps * problem.seeds_at_once
+    trained, rounds = int(carry.busy), int(carry.round) * study.optimizer.num_lanes
+    share = trained / rounds if rounds and not study.space.static_slots else None
+    return {"num_lanes": study.optimizer.num_lanes, "steps": trained * each, "share": share}
 
 
 def _winner(study: Study, carry: Carry, table: TrialTable) -> Trial | None:

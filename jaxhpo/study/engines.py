@@ -2,26 +2,30 @@
 
 CompiledEngine   whole chunks of rounds as one program on the devices
 HostEngine       the optimizer compiled, the trials wherever an evaluator runs them: host functions in processes,
-                 or one compiled program for each combination of static choices
+                 or (static_groups) one compiled program for each combination of static choices
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import NamedSharding
 
+from jaxhpo.core import Array
 from jaxhpo.errors import JaxhpoError
 from jaxhpo.space import Space
+from jaxhpo.study import seeds
 from jaxhpo.study.executors import Executor, Job, process_executor, serial_executor
-from jaxhpo.study.lanes import EVERYWHERE, LANES, Outcome, Row, train_to_end, trial_key
-from jaxhpo.study.loop import Carry, Trials, first_carry, learn, propose, run_chunk
+from jaxhpo.study.lanes import EVERYWHERE, LANES, Outcome, Row, train_round, train_schedule, trial_key
+from jaxhpo.study.loop import Carry, Trials, Turn, first_carry, is_over, learn, propose, run_chunk
 from jaxhpo.study.problem import Plan, Problem
 
 
@@ -33,11 +37,19 @@ class Told:
     metrics: dict[int, dict[str, float]] = dataclasses.field(default_factory=dict)
 
 
+is_over_jit = jax.jit(is_over)
+
+
 class Engine(Protocol):
     """What the driver needs: a first carry, and a way on. ``advance`` gives rows ``[rounds, B]`` on the host."""
 
     plan: Plan
     max_rounds: int
+
+    @property
+    def compile_seconds(self) -> Mapping[str, float]:
+        """Seconds to compile each program of trainings, by what it is for, as far as the engine knows."""
+        ...
 
     def first(self) -> Carry: ...
 
@@ -54,9 +66,16 @@ class Programs:
 
     first: Callable[..., Carry]
     chunk: Callable[..., tuple[Carry, Trials]]
-    to_end: Callable[..., tuple[Outcome, dict[str, jax.Array]]]
+    round: Callable[..., tuple[Any, Outcome]]
+    schedule: Callable[..., tuple[Outcome, dict[str, jax.Array]]]
     placement: Carry
     everywhere: NamedSharding
+
+
+def _one_round(problem: Problem, plan: Plan, cube: Array, row: Row, state: Any) -> tuple[Any, Outcome]:
+    """A round of ``P`` lanes at ``cube``, decoded in the program, as the search does it: rounding depends on that."""
+    values = lax.optimization_barrier(problem.space.decode_arrays(cube))
+    return train_round(problem, plan, dataclasses.replace(row, values=values), state)
 
 
 @functools.lru_cache(maxsize=64)
@@ -74,7 +93,8 @@ def programs_of(plan: Plan) -> Programs:
             out_shardings=(placement, everywhere),
             donate_argnums=1,
         ),
-        to_end=jax.jit(lambda problem, values, number: train_to_end(problem, plan, values, number), out_shardings=everywhere),
+        round=jax.jit(lambda problem, cube, row, state: _one_round(problem, plan, cube, row, state), out_shardings=lanes),
+        schedule=jax.jit(lambda problem, schedule: train_schedule(problem, plan, schedule), out_shardings=everywhere),
         placement=placement,
         everywhere=everywhere,
     )
@@ -82,6 +102,8 @@ def programs_of(plan: Plan) -> Programs:
 
 class CompiledEngine:
     """Propose, train and learn in one program."""
+
+    compile_seconds: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, problem: Problem, plan: Plan):
         self.plan, self.max_rounds = plan, plan.max_rounds
@@ -104,31 +126,39 @@ class CompiledEngine:
         pass
 
 
-@jax.jit
-def _first_on_host(problem: Problem) -> Carry:
-    plan = Plan(problem.optimizer.num_lanes, 1, None)
+@functools.partial(jax.jit, static_argnums=1)
+def _first_on_host(problem: Problem, seeds_at_once: int) -> Carry:
+    plan = Plan(problem.optimizer.num_lanes, 1, None, seeds_at_once=seeds_at_once)
     return first_carry(problem, plan, with_states=False)
 
 
 @jax.jit
-def _propose(problem: Problem, carry: Carry) -> tuple[Any, Row, jax.Array]:
-    query, row, _ = propose(problem, carry)
-    return query, row, jax.vmap(lambda n: jax.random.bits(trial_key(problem.key, n), dtype=jnp.uint32) >> 1)(row.number)
+def _propose(problem: Problem, carry: Carry) -> tuple[Turn, Row, Row, Array, jax.Array]:
+    turn, row = propose(problem, carry)
+    rows, source = seeds.spread(problem, carry.seeds, row, turn.source)
+    bits = jax.vmap(lambda n: jax.random.bits(trial_key(problem.key, n), dtype=jnp.uint32) >> 1)(row.number)
+    return turn, row, rows, source, bits
 
 
 @jax.jit
-def _learn(problem: Problem, carry: Carry, query: Any, row: Row, outcome: Outcome) -> tuple[Carry, Trials]:
-    return learn(problem, carry, query, row, outcome, ())
+def _learn(problem: Problem, carry: Carry, turn: Turn, row: Row, outcome: Outcome) -> tuple[Carry, Trials]:
+    return learn(problem, carry, turn, row, outcome, ())
 
 
 class Evaluator(Protocol):
     """Runs trials for a HostEngine.
 
-    ``answers`` takes the lanes of a round, a seed for each trial and which lanes wait for an answer, and gives the
-    outcome of those that are over.
+    ``answers`` takes the rows of a round, ``[B * S]``, whose state each takes over, a seed for each trial, which of them wait
+    for an answer and the training states. It gives the outcome, with the trainings that are over, and the states after it.
     """
 
-    def answers(self, row: Row, seeds: np.ndarray, waiting: np.ndarray) -> tuple[Outcome, Told]: ...
+    max_rounds: int
+
+    def states(self) -> Any: ...
+
+    def answers(
+        self, row: Row, source: np.ndarray, bits: np.ndarray, waiting: np.ndarray, states: Any
+    ) -> tuple[Outcome, Told, Any]: ...
 
     def close(self) -> None: ...
 
@@ -136,65 +166,44 @@ class Evaluator(Protocol):
 class HostEngine:
     """The optimizer compiled; its queries answered by an evaluator, a round at a time."""
 
-    max_rounds = 1
-
     def __init__(self, problem: Problem, plan: Plan, evaluator: Evaluator):
         self.plan, self._problem, self._evaluator = plan, problem, evaluator
+        self.max_rounds = evaluator.max_rounds
+
+    @property
+    def compile_seconds(self) -> Mapping[str, float]:
+        return getattr(self._evaluator, "compile_seconds", {})
 
     def first(self) -> Carry:
-        return _first_on_host(self._problem)
+        carry = _first_on_host(self._problem, self.plan.seeds_at_once)
+        return dataclasses.replace(carry, train_state=self._evaluator.states())
 
     def place(self, carry: Carry) -> Carry:
-        return jax.device_put(carry)
+        return dataclasses.replace(jax.device_put(dataclasses.replace(carry, train_state=())), train_state=carry.train_state)
 
     def advance(self, carry: Carry, num_rounds: int) -> tuple[Carry, Trials, Told]:
-        query, row, seeds = _propose(self._problem, carry)
-        host = jax.device_get(row)
-        waiting = host.number < int(self._problem.num_trials)
-        if not np.all(jax.device_get(query.parent)[waiting & np.asarray(carry.over)] < 0):
-            raise JaxhpoError("this objective cannot continue a trial; use an optimizer that starts each trial afresh")
-        outcome, told = self._evaluator.answers(host, np.asarray(seeds), waiting)
-        carry, trials = _learn(self._problem, carry, query, row, outcome)
-        return carry, jax.tree.map(lambda x: np.asarray(x)[None], jax.device_get(trials)), told
+        rounds, told = [], Told()
+        for _ in range(num_rounds):
+            carry, trials, news = self._one_round(carry)
+            rounds.append(jax.device_get(trials))
+            told.errors.update(news.errors)
+            told.metrics.update(news.metrics)
+            if is_over_jit(self._problem, carry):
+                break
+        return carry, jax.tree.map(lambda *rows: np.stack(rows), *rounds), told
+
+    def _one_round(self, carry: Carry) -> tuple[Carry, Trials, Told]:
+        states = carry.train_state
+        carry = dataclasses.replace(carry, train_state=())
+        turn, row, rows, source, bits = _propose(self._problem, carry)
+        rows, source = jax.device_get((rows, source))
+        waiting = rows.number < int(self._problem.num_trials)
+        outcome, told, states = self._evaluator.answers(rows, source, np.asarray(bits), waiting, states)
+        carry, trials = _learn(self._problem, carry, turn, row, outcome)
+        return dataclasses.replace(carry, train_state=states), trials, told
 
     def close(self) -> None:
         self._evaluator.close()
-
-
-class StaticGroups:
-    """Trials grouped by their static choices: one compiled program a combination, each run in batches of one size."""
-
-    def __init__(self, problem: Problem, plan: Plan):
-        self._plan = dataclasses.replace(plan, num_lanes=plan.width * plan.num_devices)
-        self._programs = programs_of(self._plan)
-        self._problem = jax.device_put(problem, self._programs.everywhere)
-
-    def answers(self, row: Row, seeds: np.ndarray, waiting: np.ndarray) -> tuple[Outcome, Told]:
-        lanes, size = row.number.shape[0], self._plan.num_lanes
-        statics = self._problem.space.static_among(row.values)
-        over, sound, steps = waiting.copy(), np.ones(lanes, bool), np.zeros(lanes, np.int32)
-        metrics: dict[str, Any] = {}
-        grads: dict[str, Any] = {}
-
-        def put(columns: dict[str, Any], found: dict[str, Any], batch: np.ndarray) -> None:
-            for name, values in found.items():
-                columns.setdefault(name, np.full((lanes, *values.shape[1:]), np.nan, np.float32))[batch] = values[: len(batch)]
-
-        for static in sorted({tuple(map(int, s)) for s in statics[waiting]}):
-            group = np.flatnonzero(waiting & (statics == static).all(axis=1))
-            problem = dataclasses.replace(self._problem, static=static)
-            for start in range(0, len(group), size):
-                batch = group[start : start + size]
-                filled = np.concatenate([batch, np.repeat(batch[-1], size - len(batch))])
-                values = [value[filled] for value in row.values]
-                outcome, _ = jax.device_get(self._programs.to_end(problem, values, row.number[filled]))
-                sound[batch], steps[batch] = outcome.sound[: len(batch)], outcome.steps[: len(batch)]
-                put(metrics, outcome.metrics, batch)
-                put(grads, outcome.grad or {}, batch)
-        return Outcome(metrics, over, sound, steps, grads or None), Told()
-
-    def close(self) -> None:
-        pass
 
 
 class HostTrials:
@@ -205,17 +214,26 @@ class HostTrials:
             otherwise a lane is refilled as soon as it ends.
     """
 
+    max_rounds = 1
+
     def __init__(self, space: Space, executor: Executor, metric: str, in_turn: bool = True):
         self._space, self._executor, self._metric, self._in_turn = space, executor, metric, in_turn
         self._running: set[int] = set()
 
-    def answers(self, row: Row, seeds: np.ndarray, waiting: np.ndarray) -> tuple[Outcome, Told]:
+    def states(self) -> Any:
+        return ()
+
+    def answers(
+        self, row: Row, source: np.ndarray, bits: np.ndarray, waiting: np.ndarray, states: Any
+    ) -> tuple[Outcome, Told, Any]:
         lanes = row.number.shape[0]
+        if np.any(waiting & ((source != np.arange(lanes)) | row.waits)):
+            raise JaxhpoError("this objective cannot continue a trial; use an optimizer that starts each trial afresh")
         lane_of = {int(n): lane for lane, n in enumerate(row.number) if waiting[lane]}
         for number, lane in lane_of.items():
             if number not in self._running:
                 hparams = self._space.to_host(self._space.assemble([value[lane] for value in row.values]))
-                self._executor.submit(Job(number, hparams, int(seeds[lane])))
+                self._executor.submit(Job(number, hparams, int(bits[lane])))
                 self._running.add(number)
         over, sound, told = np.zeros(lanes, bool), np.ones(lanes, bool), Told()
         loss = np.full(lanes, np.nan, np.float32)
@@ -233,7 +251,7 @@ class HostTrials:
                 raise JaxhpoError(f"metric: the function returned {names}, and no {self._metric!r}; set metric to one of these")
             loss[lane] = result.metrics[self._metric]
         steps = np.where(over & sound, 1, 0).astype(np.int32)
-        return Outcome({self._metric: loss}, over, sound, steps), told
+        return Outcome({self._metric: loss}, over, sound, steps, steps), told, states
 
     def close(self) -> None:
         self._executor.close()

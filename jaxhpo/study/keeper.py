@@ -13,6 +13,7 @@ from jaxhpo.study.engines import Engine
 from jaxhpo.study.loop import Carry
 from jaxhpo.study.record import Record
 from jaxhpo.study.room import sizes_of
+from jaxhpo.study.rows import answer_row, database_row
 from jaxhpo.study.snapshot import LARGE, WeightStore, pack, size_of, to_numpy, unpack_any
 
 INSIDE = "inside"  # the training states are part of the snapshot
@@ -41,20 +42,22 @@ class Keeper:
         state = engine.first().train_state if weights is None else self._weights.load(weights, like.train_state)
         return engine.place(dataclasses.replace(carry, train_state=state))
 
-    def keep(self, carry: Carry, rows: list[tuple[Any, ...]], last: bool) -> None:
+    def keep(self, carry: Carry, rows: list[dict[str, Any]], last: bool) -> None:
         """One transaction: the rows and, unless its weights are still being written, the state after them."""
         ready = self._weights.finish()
         round = int(carry.round)
+        trials = [database_row(row) for row in rows]
+        answers = () if self._afresh else [answer_row(row) for row in rows]
         light = dataclasses.replace(carry, train_state=())
         if last:
-            self._record.commit(rows, (round, pack(light), None), keep=1)
+            self._record.commit(trials, (round, pack(light), None), keep=1, answers=answers)
             self._weights.keep_only(set())
         elif self._afresh and bool(np.asarray(carry.over).all()):
-            self._record.commit(rows, (round, pack(light), None))
+            self._record.commit(trials, (round, pack(light), None))
         elif size_of(carry.train_state) <= LARGE:
-            self._record.commit(rows, (round, pack(carry), INSIDE))
+            self._record.commit(trials, (round, pack(carry), INSIDE), answers=answers)
         else:
-            self._record.commit(rows, ready)
+            self._record.commit(trials, ready, answers=answers)
             self._weights.keep_only({name for _, _, name in self._record.snapshots() if name})
             self._weights.begin(round, to_numpy(carry.train_state), (round, pack(light), str(round)))
 

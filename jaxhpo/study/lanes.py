@@ -6,6 +6,7 @@ D dimensions of the cube. A trial's bits depend on its number, its point and W; 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxhpo.core import Array, pytree_dataclass
-from jaxhpo.study.problem import TRIAL_STREAM, Plan, Problem
+from jaxhpo.study.problem import SEED_STREAM, TRIAL_STREAM, Plan, Problem
 from jaxhpo.tasks.plain_loss import scalar_metrics
 from jaxhpo.tasks.task import has_no_nan, init_and_step_keys
 
@@ -29,18 +30,36 @@ class Row:
     Attributes:
         values: the decoded hyperparameters, an array ``[P, *shape]`` a leaf of the space.
         number: ``i32[P]``, the trial.
+        seed: ``i32[P]``, which of the study's seeds it trains on; of no account where a trial has one seed of its own.
         fresh: ``bool[P]``, start afresh in this round.
         steps: ``i32[P]``, steps trained before this round.
         due: ``i32[P]``, steps at which the loss is due, a multiple of the steps in a round.
+        waits: ``bool[P]``, is not trained in this round: the loss that was due is answered again.
         idle: ``bool[P]``, trains beyond the last trial of the study: nobody waits for its loss.
     """
 
     values: Sequence[Array]
     number: Array
+    seed: Array
     fresh: Array
     steps: Array
     due: Array
+    waits: Array
     idle: Array
+
+
+def one_row(problem: Problem) -> Row:
+    """A row of one lane, for its shapes."""
+    zero = jnp.zeros((), jnp.int32)
+    values = problem.space.decode_arrays(jnp.zeros(problem.space.num_dims))
+    return Row(values, zero, zero, zero > 0, zero, zero, zero > 0, zero > 0)
+
+
+def whole_training(values: Sequence[Array], number: Array, num_steps: Array | int) -> Row:
+    """Lanes ``[P]`` at the start of trainings to the end."""
+    zeros = jnp.zeros(number.shape, jnp.int32)
+    never = jnp.zeros(number.shape, bool)
+    return Row(values, number, zeros, ~never, zeros, zeros + num_steps, never, never)
 
 
 @pytree_dataclass
@@ -52,6 +71,7 @@ class Outcome:
         over: ``bool[P]``, the loss is due or the training diverged.
         sound: ``bool[P]``, no NaN in the training state.
         steps: ``i32[P]``, steps survived.
+        rounds: ``i32[P]``, rounds that were spent on it.
         grad: derivative of the metric by each float of the space by name, ``[P, *shape]``; None without an estimator.
     """
 
@@ -59,6 +79,7 @@ class Outcome:
     over: Array
     sound: Array
     steps: Array
+    rounds: Array
     grad: dict[str, Array] | None = None
 
 
@@ -67,42 +88,50 @@ def trial_key(key: Array, number: Array) -> Array:
     return jax.random.fold_in(jax.random.fold_in(key, TRIAL_STREAM), number)
 
 
+def key_of(problem: Problem, row: Row) -> Array:
+    """The key that one lane trains with: its trial's, or that of the seed which all trials share."""
+    if problem.num_seeds == 1:
+        return trial_key(problem.key, row.number)
+    return jax.random.fold_in(jax.random.fold_in(problem.key, SEED_STREAM), row.seed)
+
+
 def init_state(problem: Problem, row: Row) -> Any:
     """The training state of one lane at the start of its trial."""
-    init_key, _ = init_and_step_keys(trial_key(problem.key, row.number))
+    init_key, _ = init_and_step_keys(key_of(problem, row))
     return problem.task.init(init_key, problem.hparams(row.values))
 
 
 def _estimate_shard(problem: Problem, row: Row) -> Outcome:
     """Whole trainings of ``W`` lanes with the derivative of their metric."""
 
-    def one(values: Sequence[Array], number: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-        estimate = problem.task.estimate(trial_key(problem.key, number), *problem.floats(values))
+    def one(row: Row) -> tuple[dict[str, Array], dict[str, Array]]:
+        estimate = problem.task.estimate(key_of(problem, row), *problem.floats(row.values))
         return scalar_metrics(estimate.metrics), estimate.grad
 
-    metrics, grad = jax.vmap(one)(row.values, row.number)
+    metrics, grad = jax.vmap(one)(row)
     sound = jnp.isfinite(metrics[problem.metric])
     steps = jnp.where(sound, problem.num_steps, 0).astype(jnp.int32)
-    return Outcome(metrics, ~row.idle, sound, steps, grad)
+    return Outcome(metrics, ~row.idle, sound, steps, jnp.ones_like(steps), grad)
 
 
-def _train_shard(problem: Problem, row: Row, state: Any) -> tuple[Any, Outcome]:
-    """One round of ``W`` lanes: begin where fresh, train, score where due."""
+def train_shard(problem: Problem, row: Row, state: Any) -> tuple[Any, Outcome]:
+    """One round of ``W`` lanes: begin where fresh, train but where one waits, score where due."""
     if problem.has_gradient:
         return state, _estimate_shard(problem, row)
-    step_keys = jax.vmap(lambda number: init_and_step_keys(trial_key(problem.key, number))[1])(row.number)
+    step_keys = jax.vmap(lambda row: init_and_step_keys(key_of(problem, row))[1])(row)
 
     def begin(state: Any) -> Any:
         started = jax.vmap(init_state, (None, 0))(problem, row)
-        return jax.tree.map(lambda new, old: jnp.where(_like(row.fresh, new), new, old), started, state)
+        return _where(row.fresh, started, state)
 
     def train(i: Array, state: Any) -> Any:
         keys = jax.vmap(jax.random.fold_in)(step_keys, row.steps + i)
         return jax.vmap(lambda key, v, s: problem.task.step(key, problem.hparams(v), s))(keys, row.values, state)
 
     state = lax.cond(row.fresh.any(), begin, lambda state: state, state)
-    state = lax.fori_loop(0, problem.round_steps, train, state)
-    steps = row.steps + problem.round_steps
+    trained = lax.fori_loop(0, problem.round_steps, train, state)
+    state = lax.cond(row.waits.any(), lambda new, old: _where(row.waits, old, new), lambda new, old: new, trained, state)
+    steps = row.steps + jnp.where(row.waits, 0, problem.round_steps)
     watched = problem.watch_state and jax.tree.leaves(state)
     sound = jax.vmap(has_no_nan)(state) if watched else jnp.ones(steps.shape, bool)
     over = ((steps >= row.due) | ~sound) & ~row.idle
@@ -112,11 +141,14 @@ def _train_shard(problem: Problem, row: Row, state: Any) -> tuple[Any, Outcome]:
 
     nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(score, state))
     metrics = lax.cond(over.any(), score, lambda state: nothing, state)
-    return state, Outcome(metrics, over, sound, jnp.where(sound, steps, row.steps))
+    rounds = jnp.where(row.waits, 0, 1).astype(jnp.int32)
+    return state, Outcome(metrics, over, sound, jnp.where(sound, steps, row.steps), rounds)
 
 
-def _like(mask: Array, array: Array) -> Array:
-    return mask.reshape(mask.shape + (1,) * (array.ndim - mask.ndim))
+def _where(mask: Array, there: Any, elsewhere: Any) -> Any:
+    """Lane by lane one of two trees."""
+    pick = lambda x, y: jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, y)
+    return jax.tree.map(pick, there, elsewhere)
 
 
 def in_shards(plan: Plan, shard: Callable[..., Any], shared: Any, *lanes: Any) -> Any:
@@ -146,12 +178,12 @@ def in_shards(plan: Plan, shard: Callable[..., Any], shared: Any, *lanes: Any) -
 
 def train_round(problem: Problem, plan: Plan, row: Row, state: Any) -> tuple[Any, Outcome]:
     """One round of all ``P`` lanes."""
-    return in_shards(plan, _train_shard, problem, row, state)
+    return in_shards(plan, train_shard, problem, row, state)
 
 
 def pad(plan: Plan, tree: Any) -> Any:
-    """Leading size ``B`` to ``P``; the padding repeats the last lane and its results are dropped."""
-    extra = plan.padded_lanes - plan.num_lanes
+    """Leading size ``B``, or ``B * S`` with ``S`` seeds at once, to ``P``; the padding repeats the last row, for nothing."""
+    extra = plan.padded_lanes - plan.num_trainings
 
     def one(x: Array) -> Array:
         return jnp.concatenate([x, jnp.broadcast_to(x[-1:], (extra, *x.shape[1:]))]) if extra else x
@@ -160,44 +192,66 @@ def pad(plan: Plan, tree: Any) -> Any:
 
 
 def unpad(plan: Plan, tree: Any) -> Any:
-    """Leading size ``P`` back to ``B``."""
-    return jax.tree.map(lambda x: x[: plan.num_lanes], tree)
+    """Leading size ``P`` back to that before :func:`pad`."""
+    return jax.tree.map(lambda x: x[: plan.num_trainings], tree)
 
 
-def train_to_end(problem: Problem, plan: Plan, values: Sequence[Array], number: Array) -> tuple[Outcome, dict[str, Any]]:
-    """Whole trainings at decoded hyperparameters ``[B, *shape]``, numbered ``i32[B]``, all at once, nothing refilled.
+@pytree_dataclass
+class Schedule:
+    """Trainings whose hyperparameters change between rounds; ``T`` parts, each with constant ones.
+
+    Attributes:
+        values: decoded hyperparameters, ``[B, T, *shape]`` each.
+        number: ``i32[B, T]``, the trials that the parts are, for their keys.
+        seed: ``i32[B]``, as in a :class:`Row`.
+        part: ``i32[R]``, the part that each round belongs to, R the rounds of a whole training.
+        rounds: ``i32[]``, rounds to train, at most R.
+    """
+
+    values: Sequence[Array]
+    number: Array
+    seed: Array
+    part: Array
+    rounds: Array
+
+
+def train_schedule(problem: Problem, plan: Plan, schedule: Schedule) -> tuple[Outcome, dict[str, Any]]:
+    """Trainings from the start, all at once, nothing refilled.
 
     Returns:
         the outcome with validation metrics, and the metrics on the test split ({} where the task has none), ``[B]``.
     """
-    lanes = plan.padded_lanes
-    due = jnp.full(lanes, problem.num_steps, jnp.int32)
-    values, number = pad(plan, (values, number))
+    values, number, seed = pad(plan, (schedule.values, schedule.number, schedule.seed))
 
-    def shard(problem: Problem, values: Sequence[Array], number: Array, due: Array) -> tuple[Outcome, dict[str, Any]]:
+    def shard(
+        shared: tuple[Problem, Array, Array], values: Sequence[Array], number: Array, seed: Array
+    ) -> tuple[Outcome, dict[str, Any]]:
+        problem, part, rounds = shared
+        last = rounds * problem.round_steps
+
+        def row_of(i: Array | int) -> Row:
+            values_now, number_now = jax.tree.map(lambda x: x[:, part[i]], (values, number))
+            row = whole_training(values_now, number_now, last)
+            return dataclasses.replace(row, seed=seed, fresh=row.fresh & (i == 0), steps=row.steps + i * problem.round_steps)
+
+        first = row_of(0)
         if problem.has_gradient:
-            return _estimate_shard(problem, Row(values, number, due > 0, jnp.zeros_like(due), due, due < 0)), {}
+            return _estimate_shard(problem, first), {}
 
         def one_round(i: Array, carry: tuple[Any, Outcome]) -> tuple[Any, Outcome]:
-            steps = jnp.full(due.shape, i * problem.round_steps, jnp.int32)
-            row = Row(values, number, jnp.broadcast_to(i == 0, due.shape), steps, due, due < 0)
-            state, outcome = _train_shard(problem, row, carry[0])
+            state, outcome = train_shard(problem, row_of(i), carry[0])
             sound = outcome.sound & carry[1].sound
-            return state, Outcome(outcome.metrics, outcome.over, sound, jnp.where(sound, outcome.steps, carry[1].steps))
+            steps = jnp.where(sound, outcome.steps, carry[1].steps)
+            return state, Outcome(outcome.metrics, outcome.over, sound, steps, outcome.rounds)
 
-        first = Row(values, number, due > 0, jnp.zeros(due.shape, jnp.int32), due, due < 0)
         states = jax.vmap(init_state, (None, 0))(problem, first)
-        nothing = jax.eval_shape(_train_shard, problem, first, states)[1]
-        start = Outcome(
-            jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), nothing.metrics),
-            jnp.zeros(due.shape, bool),
-            jnp.ones(due.shape, bool),
-            jnp.zeros(due.shape, jnp.int32),
-        )
-        state, outcome = lax.fori_loop(0, problem.num_steps // problem.round_steps, one_round, (states, start))
+        nothing = jax.eval_shape(train_shard, problem, first, states)[1]
+        start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), nothing)
+        start = dataclasses.replace(start, sound=jnp.ones_like(first.fresh))
+        state, outcome = lax.fori_loop(0, rounds, one_round, (states, start))
         test = problem.task.test
         if test is None:
             return outcome, {}
-        return outcome, jax.vmap(lambda v, s: scalar_metrics(test(problem.hparams(v), s)))(values, state)
+        return outcome, jax.vmap(lambda v, s: scalar_metrics(test(problem.hparams(v), s)))(row_of(rounds - 1).values, state)
 
-    return unpad(plan, in_shards(plan, shard, problem, values, number, due))
+    return unpad(plan, in_shards(plan, shard, (problem, schedule.part, schedule.rounds), values, number, seed))

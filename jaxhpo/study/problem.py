@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 from jax.tree_util import Partial
 
 from jaxhpo.core import Array, Kind, Optimizer, UnfitDimensions, pytree_dataclass, setting
@@ -24,7 +25,7 @@ from jaxhpo.tasks.plain_loss import as_training, scalar_metrics
 from jaxhpo.tasks.task import callable_pytree
 
 # The streams of random numbers below the study's key.
-ROUND_STREAM, TRIAL_STREAM, CONFIRM_STREAM, INIT_STREAM = range(4)
+ROUND_STREAM, TRIAL_STREAM, CONFIRM_STREAM, INIT_STREAM, SEED_STREAM = range(5)
 
 
 @pytree_dataclass
@@ -37,10 +38,17 @@ class Problem:
         key: the study's key; all others are folded out of it.
         num_trials: ``i32[]``, trials to finish.
         sign: ``f32[]``, 1 to minimise the metric, -1 to maximise it.
+        max_rounds: ``i32[]``, rounds that lanes may spend on trials, over all lanes, before the study is over.
+        target: ``f32[]``, the loss at which it is.
+        race_bounds: ``f32[k + 1]``, t statistics that drop a trial, by seeds answered; see :mod:`jaxhpo.study.seeds`.
+        seed_quantile: ``f32[]``, which quantile of its seeds is a trial's loss; None for the mean.
         num_steps: steps of a whole training (static).
         round_steps: steps between two looks of the optimizer, a divisor of ``num_steps`` (static).
         metric: the metric that is the loss (static).
+        metric_names: all metrics (static).
         watch_state: whether a NaN in the training state means that the trial diverged (static).
+        num_seeds: k, seeds of a trial (static).
+        seeds_at_once: S, those of them that train side by side, a divisor (static).
         static: an index for every static choice of the space, None where there are none (static).
         has_gradient: the task is an estimator, whose trials are whole trainings with a gradient (static).
     """
@@ -51,10 +59,17 @@ class Problem:
     key: jax.Array
     num_trials: Array
     sign: Array
+    max_rounds: Array
+    target: Array
+    race_bounds: Array
+    seed_quantile: Array | None
     num_steps: int = setting(static=True)
     round_steps: int = setting(static=True)
     metric: str = setting(static=True)
+    metric_names: tuple[str, ...] = setting(static=True)
     watch_state: bool = setting(static=True)
+    num_seeds: int = setting(1, static=True)
+    seeds_at_once: int = setting(1, static=True)
     static: tuple[int, ...] | None = setting(None, static=True)
     has_gradient: bool = setting(False, static=True)
 
@@ -103,6 +118,7 @@ class Plan:
 
     Attributes:
         num_lanes: ``B``, the lanes that the optimizer sees.
+        seeds_at_once: ``S``, trainings to a lane.
         width: ``W``, lanes to a shard: the width that is compiled, on which the bits depend.
         mesh: devices along one axis ``lanes``; None to run where the caller runs.
         max_rounds: rounds that fit the output buffers of one chunk.
@@ -112,6 +128,12 @@ class Plan:
     width: int
     mesh: jax.sharding.Mesh | None
     max_rounds: int = 1
+    seeds_at_once: int = 1
+
+    @property
+    def num_trainings(self) -> int:
+        """``B * S``"""
+        return self.num_lanes * self.seeds_at_once
 
     @property
     def num_devices(self) -> int:
@@ -119,7 +141,7 @@ class Plan:
 
     @property
     def shards_per_device(self) -> int:
-        return -(-self.num_lanes // (self.width * self.num_devices))
+        return -(-self.num_trainings // (self.width * self.num_devices))
 
     @property
     def padded_lanes(self) -> int:
@@ -132,12 +154,22 @@ _MOST_STATICS = 16  # combinations of static choices for which an estimator is a
 CPU_WIDTH = 8  # trainings to a shard on a CPU: as many small networks as its caches hold
 
 
-def make_plan(num_lanes: int, num_dims: int, width: int | None, devices: int | None, training: bool = True) -> Plan:
+def make_plan(
+    num_lanes: int,
+    num_dims: int,
+    width: int | None,
+    devices: int | None,
+    training: bool = True,
+    seeds_at_once: int = 1,
+    num_groups: int = 1,
+) -> Plan:
     """Lanes over the first ``devices`` local devices (default all) in shards of ``width``.
 
     The default width is lanes / devices. On a CPU, where a wide batch of trainings runs at the speed of memory, a
-    device's lanes are cut further, evenly, into shards of at most ``CPU_WIDTH`` that run in turn.
+    device's lanes are cut further, evenly, into shards of at most ``CPU_WIDTH`` that run in turn. Lanes of ``num_groups``
+    static combinations train group by group, in shards of their share of the lanes.
     """
+    lanes, num_lanes = num_lanes, num_lanes * seeds_at_once
     local = jax.local_devices()
     if devices is not None and not 1 <= devices <= len(local):
         raise JaxhpoError(f"devices = {devices}: this machine shows {len(local)} of kind {local[0].platform}")
@@ -145,13 +177,15 @@ def make_plan(num_lanes: int, num_dims: int, width: int | None, devices: int | N
         raise JaxhpoError(f"shard_width = {width}: must be at least 1")
     used = min(devices or len(local), num_lanes)
     if width is None:
-        width = -(-num_lanes // used)
+        width = -(-num_lanes // (used * num_groups))
         if training and local[0].platform == "cpu":
             width = -(-width // -(-width // CPU_WIDTH))
+    if num_groups > 1:
+        width = max(width, -(-seeds_at_once // used))  # the seeds of a lane train in one batch
     used = min(used, -(-num_lanes // width))
     mesh = jax.make_mesh((used,), ("lanes",), devices=local[:used], axis_types=(jax.sharding.AxisType.Auto,))
     rounds = 2**22 // (num_lanes * (num_dims + 16))
-    return Plan(num_lanes, width, mesh, max(1, min(rounds, 256)))
+    return Plan(lanes, width, mesh, max(1, min(rounds, 256)), seeds_at_once)
 
 
 _NEEDS_VALUES = (
@@ -304,17 +338,105 @@ def _strong(optimizer: Optimizer) -> Optimizer:
     return jax.tree.map(lambda x: np.asarray(x, np.int32 if np.asarray(x).dtype.kind == "i" else np.float32), optimizer)
 
 
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """When a study ends, whichever comes first.
+
+    Attributes:
+        num_trials: trials to answer; None for no limit.
+        max_steps: training steps, over all lanes and seeds; None for no limit.
+        target: value of the metric that is good enough, of a whole training on all its seeds; None for no limit.
+    """
+
+    num_trials: int | None
+    max_steps: int | None = None
+    target: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeding:
+    """How many seeds a trial has.
+
+    Attributes:
+        count: k; with more than one, all trials train on the same k keys, and a trial's loss is the mean over them.
+        quantile: which quantile of the seeds is the loss instead of their mean: 0.5 for the median, 1 for the worst.
+        race: level of the paired test that drops a trial before all its seeds are trained; None trains all at once.
+    """
+
+    count: int = 1
+    quantile: float | None = None
+    race: float | None = None
+
+    @property
+    def at_once(self) -> int:
+        """``S``, seeds that train side by side: all, or in a race two, or one of an odd number."""
+        return self.count if self.race is None else 2 - self.count % 2
+
+
+MOST_TRIALS = 2**30 - 1
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _number_between(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and low <= value <= high
+
+
+def check_limits(limits: Limits) -> list[str]:
+    """What is wrong with limits, one line each."""
+    found = []
+    if limits.num_trials is not None and not (_is_whole(limits.num_trials) and 1 <= limits.num_trials <= MOST_TRIALS):
+        found.append(f"num_trials = {limits.num_trials!r}: must be a whole number between 1 and 2**30 - 1")
+    if limits.max_steps is not None and not (_is_whole(limits.max_steps) and limits.max_steps >= 1):
+        found.append(f"max_steps = {limits.max_steps!r}: must be a whole number of at least 1")
+    if limits.target is not None and not _number_between(limits.target, -np.inf, np.inf):
+        found.append(f"target = {limits.target!r}: must be a number, in units of the metric")
+    return found
+
+
+def check_seeding(seeding: Seeding, optimizer: Optimizer, has_gradient: bool) -> list[str]:
+    """What is wrong with the seeds, one line each."""
+    found = []
+    if not (_is_whole(seeding.count) and 1 <= seeding.count <= 4096):
+        found.append(f"seeds = {seeding.count!r}: must be a whole number of at least 1")
+    if seeding.quantile is not None and not _number_between(seeding.quantile, 0.0, 1.0):
+        found.append(f"seed_quantile = {seeding.quantile!r}: must be between 0 and 1")
+    if seeding.race is None:
+        return found
+    if not (_number_between(seeding.race, 0.0, 0.5) and seeding.race > 0.0):
+        found.append(f"race = {seeding.race!r}: must be the level of a test, such as 0.05, above 0 and at most 0.5")
+    if not found and seeding.count < 3:
+        found.append(f"race = {seeding.race!r}: a race needs seeds of at least 3, not {seeding.count}")
+    if has_gradient:
+        found.append("race: a race drops trials between seeds, which an estimator of hypergradients does not survive")
+    if not getattr(optimizer, "starts_afresh", False):
+        name = type(optimizer).__name__
+        found.append(f"race: {name} stops trials by itself; race with the optimizer that it wraps, or leave race out")
+    return found
+
+
 def make_problem(
-    objective: Any, space: Space, optimizer: Optimizer, *, key: jax.Array, num_trials: int, metric: str | None, maximize: bool
+    objective: Any,
+    space: Space,
+    optimizer: Optimizer,
+    *,
+    key: jax.Array,
+    limits: Limits,
+    metric: str | None,
+    maximize: bool,
+    seeding: Seeding | None = None,
 ) -> Problem:
     """Check and put together what a compiled study needs.
 
     Raises:
-        JaxhpoError: for an unfit objective, metric or number of trials.
+        JaxhpoError: for an unfit objective, metric, limit or number of seeds.
     """
-    if isinstance(num_trials, bool) or not isinstance(num_trials, (int, np.integer)) or not 1 <= num_trials < 2**30:
-        raise JaxhpoError(f"num_trials = {num_trials!r}: must be a whole number between 1 and 2**30")
-    _check_dimensions(optimizer, space)
+    seeding = seeding or Seeding()
+    wrong = check_limits(limits)
+    if wrong:
+        raise JaxhpoError("; ".join(wrong))
     if isinstance(objective, type):
         raise JaxhpoError(f"the objective is the class {objective.__name__}: an instance of it, or a function, is due")
     objective = with_gradient(objective, optimizer, metric)
@@ -329,21 +451,55 @@ def make_problem(
             f"metric = {metric!r}: the estimator differentiates {objective.metric!r}; both must be the same "
             "(a metric without a derivative, such as an accuracy, needs Evolution)"
         )
+    wrong = check_seeding(seeding, optimizer, has_gradient)
+    if wrong:
+        raise JaxhpoError("; ".join(wrong))
     task = objective if has_gradient else training.task
+    names = metric_names(task, space)
+    # A hypergradient needs the whole training: one round.
+    round_steps = training.num_steps if has_gradient else training.round_steps
+    optimizer = fitted(optimizer, training.num_steps, round_steps)
+    _check_dimensions(optimizer, space)
+    sign = -1.0 if maximize else 1.0
+    rounds = MOST_TRIALS if limits.max_steps is None else limits.max_steps // (round_steps * seeding.at_once)
     return Problem(
         space=space,
         optimizer=_strong(optimizer),
         task=task,
         key=key,
-        num_trials=np.array(num_trials, np.int32),
-        sign=np.array(-1.0 if maximize else 1.0, np.float32),
+        num_trials=np.array(MOST_TRIALS if limits.num_trials is None else limits.num_trials, np.int32),
+        sign=np.array(sign, np.float32),
+        max_rounds=np.array(min(max(rounds, 1), MOST_TRIALS), np.int32),
+        target=np.array(-np.inf if limits.target is None else sign * limits.target, np.float32),
+        race_bounds=race_bounds(seeding),
+        seed_quantile=None if seeding.quantile is None else np.array(seeding.quantile, np.float32),
         num_steps=training.num_steps,
-        # A hypergradient needs the whole training: one round.
-        round_steps=training.num_steps if has_gradient else training.round_steps,
-        metric=choose_metric(metric_names(task, space), objective.metric if has_gradient else metric),
+        round_steps=round_steps,
+        metric=choose_metric(names, objective.metric if has_gradient else metric),
+        metric_names=tuple(names),
         watch_state=watch_state,
+        num_seeds=seeding.count,
+        seeds_at_once=seeding.at_once,
         has_gradient=has_gradient,
     )
+
+
+def fitted(optimizer: Optimizer, num_steps: int, round_steps: int) -> Any:
+    """The optimizer with the settings that depend on how long a training is."""
+    fit = getattr(optimizer, "for_training", None)
+    return optimizer if fit is None else fit(num_steps, round_steps)
+
+
+def race_bounds(seeding: Seeding) -> np.ndarray:
+    """The t statistic above which a trial is dropped, by the number of seeds answered, ``f32[k + 1]``.
+
+    A one-sided paired t test; infinite for fewer than two seeds, for all of them, and everywhere without a race.
+    """
+    bounds = np.full(seeding.count + 1, np.inf, np.float32)
+    if seeding.race is not None:
+        for n in range(2, seeding.count):
+            bounds[n] = scipy.stats.t.ppf(1.0 - seeding.race, n - 1)
+    return bounds
 
 
 def _check_dimensions(optimizer: Optimizer, space: Space) -> None:

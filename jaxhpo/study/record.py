@@ -3,7 +3,8 @@
 Standard library and numpy only, so that a record can be read without JAX.
 
     study     key, value           name, config, space, environment, status ... as JSON
-    trial     one row a trial      the exact bits of its point and its loss beside the readable values
+    trial     one row a trial      the exact bits of its point and its loss beside the readable values; whose state it took over
+    answer    its losses on the way where it was asked for them before the end of its training
     snapshot  the last two         all that is needed to go on, with its SHA-256
     note      key, value           what was learned after the search: the winner on fresh seeds, timings
 
@@ -28,13 +29,17 @@ import numpy as np
 
 from jaxhpo.errors import JaxhpoError
 
-FILE, LOCK, FORMAT = "study.sqlite", "study.lock", 1
+FILE, LOCK, FORMAT = "study.sqlite", "study.lock", 2
 
 _SCHEMA = """
 CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE trial (
-  number INTEGER PRIMARY KEY, round INTEGER NOT NULL, lane INTEGER NOT NULL, loss REAL, steps INTEGER NOT NULL,
-  seconds REAL NOT NULL, metrics TEXT NOT NULL, hparams TEXT NOT NULL, cube BLOB NOT NULL, loss_bits BLOB NOT NULL, error TEXT);
+  number INTEGER PRIMARY KEY, parent INTEGER NOT NULL, start INTEGER NOT NULL, round INTEGER NOT NULL, lane INTEGER NOT NULL,
+  loss REAL, steps INTEGER NOT NULL, whole INTEGER NOT NULL, seconds REAL NOT NULL, metrics TEXT NOT NULL,
+  hparams TEXT NOT NULL, cube BLOB NOT NULL, loss_bits BLOB NOT NULL, error TEXT);
+CREATE TABLE answer (
+  number INTEGER NOT NULL, steps INTEGER NOT NULL, round INTEGER NOT NULL, loss REAL,
+  PRIMARY KEY (number, steps)) WITHOUT ROWID;
 CREATE TABLE snapshot (round INTEGER PRIMARY KEY, state BLOB NOT NULL, sha TEXT NOT NULL, weights TEXT);
 CREATE TABLE note (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
@@ -45,7 +50,9 @@ class TrialRow:
     """One answered trial.
 
     ``loss`` is minimised and None where the trial diverged or failed; ``value`` is the metric as the user stated
-    it. ``hparams`` are plain values by dotted name. ``seconds`` count from the beginning of the study.
+    it. ``hparams`` are plain values by dotted name. ``seconds`` count from the beginning of the study. A trial that
+    took over another's training state has that trial as its ``parent``, else -1, and trained from ``start`` steps on;
+    ``whole`` says that it was trained to the end.
     """
 
     number: int
@@ -59,6 +66,9 @@ class TrialRow:
     hparams: dict[str, Any]
     seconds: float
     error: str | None = None
+    parent: int = -1
+    start: int = 0
+    whole: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +82,7 @@ class StudyRecord:
     env: dict[str, Any]
     metric: str
     direction: str
-    num_trials: int
+    num_trials: int | None
     status: str
     created: float
     trials: list[TrialRow]
@@ -80,12 +90,21 @@ class StudyRecord:
 
     @property
     def best(self) -> TrialRow | None:
-        """The trial of the lowest loss, the first of equals; None while every trial diverged."""
-        return min((trial for trial in self.trials if trial.loss is not None), key=_order, default=None)
+        """The trial of the lowest loss, the first of equals; None while every trial diverged.
+
+        A trial that was trained to the end goes before all others.
+        """
+        return min((trial for trial in self.trials if trial.loss is not None), key=order, default=None)
+
+    @property
+    def has_lineage(self) -> bool:
+        """Whether some trial took over another's training state."""
+        return any(trial.parent >= 0 for trial in self.trials)
 
 
-def _order(trial: TrialRow) -> tuple[float, int, int]:
-    return (math.inf if trial.loss is None else trial.loss, trial.round, trial.lane)
+def order(trial: TrialRow) -> tuple[bool, float, int, int]:
+    """Trials from best to worst."""
+    return (not trial.whole, math.inf if trial.loss is None else trial.loss, trial.round, trial.lane)
 
 
 def canonical(value: Any) -> str:
@@ -159,23 +178,26 @@ def read_record(folder: str | Path) -> StudyRecord:
     folder = Path(folder)
     facts, connection = _checked(folder)
     sign = -1.0 if facts["direction"] == "maximize" else 1.0
-    columns = "number, round, lane, loss, steps, seconds, metrics, hparams, error"
+    columns = "number, parent, start, round, lane, loss, steps, whole, seconds, metrics, hparams, error"
     with _clearly(folder / FILE), contextlib.closing(connection):
         trials = [
             TrialRow(
                 number=number,
+                parent=parent,
+                start=start,
                 round=round_,
                 lane=lane,
                 loss=loss,
                 value=None if loss is None else sign * loss,
                 diverged=loss is None,
                 steps=steps,
+                whole=bool(whole),
                 metrics=json.loads(metrics),
                 hparams=json.loads(hparams),
                 seconds=seconds,
                 error=error,
             )
-            for number, round_, lane, loss, steps, seconds, metrics, hparams, error in connection.execute(
+            for number, parent, start, round_, lane, loss, steps, whole, seconds, metrics, hparams, error in connection.execute(
                 f"SELECT {columns} FROM trial ORDER BY number"
             )
         ]
@@ -195,14 +217,24 @@ def recorded_facts(folder: str | Path) -> dict[str, Any]:
     return facts
 
 
-def best_cube(folder: str | Path) -> tuple[int, np.ndarray] | None:
-    """Number and point, ``f32[D]``, of the trial of the lowest loss, bit for bit; None while there is none."""
+def trial_facts(folder: str | Path) -> list[dict[str, Any]]:
+    """``number parent start round lane loss steps whole hparams cube`` of every trial; the point ``f32[D]`` bit for bit."""
     _, connection = _checked(Path(folder))
+    names = ("number", "parent", "start", "round", "lane", "loss", "steps", "whole", "hparams", "cube")
     with _clearly(Path(folder) / FILE), contextlib.closing(connection):
-        row = connection.execute(
-            "SELECT number, cube FROM trial WHERE loss IS NOT NULL ORDER BY loss, round, lane LIMIT 1"
-        ).fetchone()
-    return None if row is None else (row[0], np.frombuffer(row[1], np.float32))
+        rows = connection.execute(f"SELECT {', '.join(names)} FROM trial").fetchall()
+    exact = lambda row: {"hparams": json.loads(row[-2]), "cube": np.frombuffer(row[-1], np.float32)}
+    return [dict(zip(names, row, strict=True)) | exact(row) for row in rows]
+
+
+def read_answers(folder: str | Path) -> dict[int, list[tuple[int, float | None]]]:
+    """The losses of each trial on its way, ``(steps, loss)`` in order; none where an optimizer asks for whole trainings."""
+    _, connection = _checked(Path(folder))
+    curves: dict[int, list[tuple[int, float | None]]] = {}
+    with _clearly(Path(folder) / FILE), contextlib.closing(connection):
+        for number, steps, loss in connection.execute("SELECT number, steps, loss FROM answer ORDER BY number, steps"):
+            curves.setdefault(number, []).append((steps, loss))
+    return curves
 
 
 class Record:
@@ -238,24 +270,28 @@ class Record:
         snapshot: tuple[int, bytes, str | None] | None,
         notes: dict[str, Any] | None = None,
         keep: int = 2,
+        answers: Iterable[tuple[Any, ...]] = (),
     ) -> None:
         """Trials and the state after them, all or nothing.
 
         Args:
             trials: rows in the order of the table's columns. A trial that is already there is kept, unless the
-                new row has trained for longer.
+                new row has trained for longer, or diverged.
             snapshot: the round, its bytes, and the folder of large weights if they are kept apart.
             notes: values to store or replace.
             keep: how many snapshots to keep, the newest.
+            answers: ``(number, steps, round, loss)``, losses on the way.
         """
         with self._transaction() as db:
-            columns = ["round", "lane", "loss", "steps", "seconds", "metrics", "hparams", "cube", "loss_bits", "error"]
+            columns = ["parent", "start", "round", "lane", "loss", "steps", "whole", "seconds", "metrics", "hparams", "cube"]
+            columns += ["loss_bits", "error"]
             newer = ", ".join(f"{name} = excluded.{name}" for name in columns)
             db.executemany(
-                f"INSERT INTO trial (number, {', '.join(columns)}) VALUES (?,?,?,?,?,?,?,?,?,?,?) "
-                f"ON CONFLICT (number) DO UPDATE SET {newer} WHERE excluded.steps > trial.steps",
+                f"INSERT INTO trial (number, {', '.join(columns)}) VALUES ({','.join('?' * (len(columns) + 1))}) "
+                f"ON CONFLICT (number) DO UPDATE SET {newer} WHERE excluded.steps > trial.steps OR excluded.loss IS NULL",
                 trials,
             )
+            db.executemany("INSERT OR IGNORE INTO answer VALUES (?,?,?,?)", answers)
             if snapshot is not None:
                 round_, state, weights = snapshot
                 sha = hashlib.sha256(state).hexdigest()

@@ -33,12 +33,16 @@ class Result:
     """A study's outcome.
 
     Attributes:
-        trials: numpy columns, one row a trial by number: ``number round lane loss diverged steps seconds``, and
+        trials: numpy columns, one row a trial by number: ``number parent start round lane loss diverged steps seconds``, and
             ``hparams.NAME`` and ``metrics.NAME`` for every leaf and metric. Loss is NaN where a trial diverged.
         status: ``finished``, ``stopped`` by a limit of time, or ``interrupted``.
         folder: where the record is; None without one.
         compile_seconds, run_seconds: wall-clock of this run.
         winner: the best trial, None if there is none.
+        facts: for every trial what :func:`jaxhpo.study.replay` needs.
+        lanes: ``num_lanes``; ``steps``, training steps spent on trials that had not ended, over all lanes; ``share``, the
+            part of all steps that these are, None where lanes do not train in step (host functions, static choices).
+        programs: seconds that each program of a static choice took to compile, by its labels.
         first_error: what the first trial that raised said; None if none did.
     """
 
@@ -49,6 +53,9 @@ class Result:
     run_seconds: float
     winner: Trial | None
     first_error: str | None = None
+    facts: list[dict[str, Any]] = dataclasses.field(default_factory=list, repr=False)
+    lanes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    programs: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         best = "no winner" if self.winner is None else f"best {self.winner.value:.6g} at {self.winner.hparams}"
@@ -75,7 +82,7 @@ def no_winner(num_trials: int, folder: Path | None, first_error: str | None = No
 
 
 class TrialTable:
-    """Rows of answered trials, collected chunk by chunk; a later row of a trial replaces an earlier one."""
+    """Rows of answered trials, collected chunk by chunk; a row of more steps replaces an earlier one."""
 
     def __init__(self) -> None:
         self._rows: dict[int, dict[str, Any]] = {}
@@ -86,7 +93,9 @@ class TrialTable:
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Rows as dictionaries with at least ``number``, ``hparams`` and ``metrics``."""
         for row in rows:
-            self._rows[row["number"]] = row
+            known = self._rows.get(row["number"])
+            if known is None or row["steps"] > known["steps"] or row["diverged"]:
+                self._rows[row["number"]] = row
 
     def first_error(self) -> str | None:
         """The error of the lowest numbered trial that has one."""
@@ -96,13 +105,22 @@ class TrialTable:
         """All rows, in the order in which their trials were first answered."""
         return list(self._rows.values())
 
+    def facts(self) -> list[dict[str, Any]]:
+        """What a record's :func:`jaxhpo.study.record.trial_facts` gives."""
+        names = ("number", "parent", "start", "round", "lane", "steps", "whole", "hparams")
+        return [
+            {name: row[name] for name in names}
+            | {"loss": None if row["diverged"] else row["loss"], "cube": np.frombuffer(row["cube"], np.float32)}
+            for row in self._rows.values()
+        ]
+
     def __getitem__(self, number: int) -> dict[str, Any]:
         return self._rows[number]
 
     def columns(self) -> dict[str, np.ndarray]:
         """One numpy array a column, rows by trial number."""
         rows = [self._rows[number] for number in sorted(self._rows)]
-        plain = ("number", "round", "lane", "loss", "diverged", "steps", "seconds")
+        plain = ("number", "parent", "start", "round", "lane", "loss", "diverged", "steps", "seconds")
         columns = {name: np.array([row[name] for row in rows]) for name in plain}
         for group in ("hparams", "metrics"):
             names = dict.fromkeys(name for row in rows for name in row[group])

@@ -23,6 +23,11 @@ def is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def key_impl_of(shape: Any) -> Any:
+    """The generator of random keys, by their shape and dtype alone."""
+    return jax.random.key_impl(jnp.empty((), shape.dtype))
+
+
 def to_numpy(tree: Any) -> Any:
     """Every leaf as a numpy array, random keys as their ``uint32`` data."""
     bare = jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
@@ -35,7 +40,7 @@ def from_numpy(like: Any, arrays: Any) -> Any:
     def one(shape: Any, array: Any) -> Any:
         if not is_key(shape):
             return array
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(jnp.empty((), shape.dtype)))
+        return jax.random.wrap_key_data(array, impl=key_impl_of(shape))
 
     return jax.tree.map(one, like, arrays)
 

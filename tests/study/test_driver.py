@@ -12,7 +12,7 @@ import jaxhpo as jh
 from jaxhpo.optimizers.registry import ENTRIES, example
 from jaxhpo.study import engines
 from jaxhpo.study.loop import first_carry, run_round
-from jaxhpo.study.problem import Plan, make_plan, make_problem
+from jaxhpo.study.problem import Limits, Plan, make_plan, make_problem
 
 SPACE = jh.Space({"lr": jh.Float(1e-4, 1.0, log=True), "wd": jh.Float(0.0, 1.0), "n": jh.Int(1, 5)})
 
@@ -154,7 +154,11 @@ def test_pure_study_equals_minimize_and_vmaps_over_keys():
 
 @pytest.mark.parametrize("name", list(ENTRIES))
 def test_studies_run_in_double_precision_too(x64, name):
-    result = jh.minimize(bowl, SPACE, example(name, 4), key=0, num_trials=12)
+    optimizer = example(name, 4)
+    # What saves training needs some; this one stands still.
+    still = jh.Task(lambda key, h: jnp.zeros(()), lambda key, h, s: s, lambda h, s: {"loss": bowl(None, h)})
+    objective = jh.Training(still, 4, 1) if hasattr(optimizer, "for_training") else bowl
+    result = jh.minimize(objective, SPACE, optimizer, key=0, num_trials=12)
     lr, wd, n = (result.trials[f"hparams.{leaf}"] for leaf in ("lr", "wd", "n"))
     np.testing.assert_allclose(result.trials["loss"], (np.log10(lr) + 2) ** 2 + (wd - 0.3) ** 2 + 0.1 * n, rtol=1e-4)
 
@@ -222,7 +226,9 @@ def test_a_study_compiles_once_whatever_numbers_change():
     def problem(seed, high, optimizer):
         space = jh.Space({"lr": jh.Float(1e-4, high, log=True), "n": jh.Int(2, 6)})
         loss = _loss_of_two
-        return make_problem(loss, space, optimizer, key=jax.random.key(seed), num_trials=8 + seed, metric=None, maximize=False)
+        return make_problem(
+            loss, space, optimizer, key=jax.random.key(seed), limits=Limits(8 + seed), metric=None, maximize=False
+        )
 
     for seed, high, change in [(0, 1.0, {}), (1, 0.5, {}), (2, 0.1, {"social": 1.1})]:
         made = problem(seed, high, dataclasses.replace(jh.PSO(num_lanes=4), **change))
@@ -265,16 +271,16 @@ def _watch_programs(monkeypatch):
 
 
 def test_training_exchanges_nothing_between_devices():
-    from jaxhpo.study.lanes import Row, init_state, train_round
+    from jaxhpo.study.lanes import init_state, train_round, whole_training
 
     training = sgd()
     space = jh.Space({"lr": jh.Float(0.01, 0.4)})
     problem = make_problem(
-        training, space, jh.RandomSearch(num_lanes=8), key=jax.random.key(0), num_trials=8, metric=None, maximize=False
+        training, space, jh.RandomSearch(num_lanes=8), key=jax.random.key(0), limits=Limits(8), metric=None, maximize=False
     )
     plan = make_plan(8, 1, 2, 4)
     assert plan.num_devices == 4
-    row = Row([jnp.zeros(8)], jnp.arange(8), jnp.ones(8, bool), jnp.zeros(8, int), jnp.full(8, 20), jnp.zeros(8, bool))
+    row = whole_training([jnp.zeros(8)], jnp.arange(8), 20)
     state = jax.vmap(init_state, (None, 0))(problem, row)
     text = jax.jit(lambda p, r, s: train_round(p, plan, r, s)).lower(problem, row, state).compile().as_text()
     assert "while" in text
@@ -316,7 +322,7 @@ def test_a_lane_can_continue_and_copy_training():
     )
     problem = make_problem(
         jh.Training(task, 16, 4), jh.Space({"x": jh.Float(0, 1)}), Waiting(),
-        key=jax.random.key(0), num_trials=3, metric="loss", maximize=False,
+        key=jax.random.key(0), limits=Limits(3), metric="loss", maximize=False,
     )  # fmt: skip
     plan = Plan(2, 2, None)
     carry, rows = first_carry(problem, plan), []
