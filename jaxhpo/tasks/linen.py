@@ -61,7 +61,8 @@ def from_linen(
     *,
     loss: Callable[[Any, Any, jax.Array], jax.Array] | None = None,
     metrics: Mapping[str, Callable[..., Any]] | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Callable[[Any], Any] | None = None,
+    max_batch_size: int | None = None,
     rngs: tuple[str, ...] = ("dropout",),
 ) -> Task:
     """A task that trains a Flax Linen model; all but ``model`` and ``rngs`` as in ``from_nnx``.
@@ -76,4 +77,4 @@ def from_linen(
     """
     x, _ = checked_split("train_data", train_data)
     network = LinenNetwork(model, tuple(x.shape[1:]), np.dtype(x.dtype), tuple(rngs))
-    return supervised(network, optimizer, train_data, valid_data, test_data, loss, metrics, batch_size)
+    return supervised(network, optimizer, train_data, valid_data, test_data, loss, metrics, batch_size, max_batch_size)

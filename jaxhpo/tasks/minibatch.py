@@ -76,17 +76,18 @@ def first_order(key: jax.Array) -> Order:
     return Order(jax.random.bits(key, (2,), jnp.uint32), zero, zero)
 
 
-def next_batch(order: Order, n: int, batch_size: int) -> tuple[jax.Array, Order]:
+def next_batch(order: Order, n: int, batch_size: int, taken: jax.Array | int | None = None) -> tuple[jax.Array, Order]:
     """The next ``batch_size`` of ``n`` elements, ``i32[batch_size]``, and where that leaves the lane.
 
     Epochs follow each other without a gap: a batch may end one epoch and begin the next, so that every element is
-    seen once an epoch whether or not ``batch_size`` divides ``n``. ``batch_size`` is at most ``n``.
+    seen once an epoch whether or not ``batch_size`` divides ``n``. ``batch_size`` is at most ``n``. With ``taken``, which may
+    be traced, only so many of them count, the first ones: the next batch begins behind those.
     """
     place = order.position + jnp.arange(batch_size, dtype=jnp.int32)
     wrapped = place >= n
     now, then = (epoch_keys(n, order.seed, order.epoch + later) for later in (0, 1))
     round_keys = jnp.where(wrapped, then[:, None], now[:, None])
     index = shuffled(jnp.where(wrapped, place - n, place), n, round_keys)
-    position = order.position + batch_size
+    position = order.position + (batch_size if taken is None else taken)
     over = position >= n
     return index, Order(order.seed, order.epoch + over, jnp.where(over, position - n, position))

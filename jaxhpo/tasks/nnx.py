@@ -71,7 +71,8 @@ def from_nnx(
     *,
     loss: Callable[[Any, Any, jax.Array], jax.Array] | None = None,
     metrics: Mapping[str, Callable[..., Any]] | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Callable[[Any], Any] | None = None,
+    max_batch_size: int | None = None,
 ) -> Task:
     """A task that trains a Flax NNX model by minibatches without replacement, a fresh permutation each epoch.
 
@@ -85,9 +86,14 @@ def from_nnx(
             whole-numbered labels, else mean squared error.
         metrics: names and functions ``(predictions, targets) -> scalar``, computed on the whole validation set at
             once; by default loss (cross entropy), accuracy and error for whole-numbered labels, else the loss.
-        batch_size: examples a step; None for all of them.
+        batch_size: examples a step; None for all of them. A function of the hyperparameters makes it a traced one, such as
+            ``lambda hparams: hparams["batch"]``: every step computes ``max_batch_size`` examples, the first of which count. The
+            loss must be a mean over examples, and the network must not mix them, as BatchNorm does.
+        max_batch_size: the greatest batch, where ``batch_size`` is a function.
 
     Raises:
         TypeError, ValueError: for data that do not pair up, or an impossible ``batch_size``.
     """
-    return supervised(NnxNetwork(model), optimizer, train_data, valid_data, test_data, loss, metrics, batch_size)
+    return supervised(
+        NnxNetwork(model), optimizer, train_data, valid_data, test_data, loss, metrics, batch_size, max_batch_size
+    )

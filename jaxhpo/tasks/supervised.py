@@ -68,6 +68,7 @@ class Recipe:
     loss: Callable[[Any, Any, jax.Array], jax.Array]
     metrics: tuple[tuple[str, Callable[..., Any]], ...] | None
     batch_size: int | None
+    taken: Callable[[Any], Any] | None = None
 
     def init(self, key: jax.Array, hparams: Any) -> TrainState:
         params, variables = self.network.init(jax.random.fold_in(key, 0), hparams)
@@ -75,22 +76,32 @@ class Recipe:
         return TrainState(params, variables, self.optimizer(hparams).init(params), order)
 
     def step(self, x: jax.Array, y: jax.Array, key: jax.Array, hparams: Any, state: TrainState) -> TrainState:
-        x, y, order = jnp.asarray(x), jnp.asarray(y), state.order
+        x, y, order, taken = jnp.asarray(x), jnp.asarray(y), state.order, None
         if order is not None and self.batch_size is not None:
-            index, order = next_batch(order, x.shape[0], self.batch_size)
+            if self.taken is not None:
+                taken = jnp.clip(self.taken(hparams), 1, self.batch_size)
+            index, order = next_batch(order, x.shape[0], self.batch_size, taken)
             x, y = x[index], y[index]
 
         def objective(
             params: Any, key: jax.Array, hparams: Any, variables: Any, x: jax.Array, y: jax.Array
         ) -> tuple[jax.Array, Any]:
             predictions, variables = self.network.train(key, hparams, params, variables, x)
-            return self.loss(hparams, predictions, y), variables
+            return self._batch_loss(hparams, predictions, y, taken), variables
 
         (loss, variables), grads = value_and_grad(objective, state.params, key, hparams, state.variables, x, y)
         # The chain is built here, so that its hyperparameters may be traced.
         chain = optax.with_extra_args_support(self.optimizer(hparams))
         updates, opt_state = chain.update(grads, state.opt_state, state.params, value=loss)
         return TrainState(optax.apply_updates(state.params, updates), variables, opt_state, order)
+
+    def _batch_loss(self, hparams: Any, predictions: Any, y: jax.Array, taken: Any) -> jax.Array:
+        """The loss over a batch; over the first ``taken`` of its examples, if that is given."""
+        if taken is None:
+            return self.loss(hparams, predictions, y)
+        alone = lambda prediction, target: self.loss(hparams, *jax.tree.map(lambda z: z[None], (prediction, target)))
+        each = jax.vmap(alone)(predictions, y)
+        return jnp.where(jnp.arange(each.shape[0]) < taken, each, 0.0).sum() / taken
 
     def evaluate(self, x: jax.Array, y: jax.Array, hparams: Any, state: TrainState) -> dict[str, jax.Array]:
         x, y = jnp.asarray(x), jnp.asarray(y)
@@ -177,12 +188,20 @@ def supervised(
     test_data: Split | None,
     loss: Callable[[Any, Any, jax.Array], jax.Array] | None,
     metrics: Mapping[str, Callable[..., Any]] | None,
-    batch_size: int | None,
+    batch_size: int | Callable[[Any], Any] | None,
+    max_batch_size: int | None,
 ) -> Task:
     """The task of a network; arguments as those of ``from_nnx``."""
     x, y = checked_split("train_data", train_data)
     classifies = np.issubdtype(y.dtype, np.integer)
-    if batch_size is not None:
+    taken = batch_size if callable(batch_size) else None
+    if (taken is None) != (max_batch_size is None):
+        raise ValueError(
+            "max_batch_size: the greatest batch is due where batch_size is a function of the hyperparameters, and only there"
+        )
+    if taken is not None:
+        batch_size = min(positive("max_batch_size", max_batch_size), x.shape[0])
+    elif batch_size is not None:
         batch_size = positive("batch_size", batch_size)
         if batch_size > x.shape[0]:
             raise ValueError(f"batch_size = {batch_size}: there are only {x.shape[0]} training examples")
@@ -193,6 +212,7 @@ def supervised(
         loss=loss or (classification_loss if classifies else regression_loss),
         metrics=tuple(metrics.items()) if metrics else CLASSIFICATION if classifies else None,
         batch_size=batch_size,
+        taken=taken,
     )
     return Task(
         init=Partial(Part(recipe, "init")),

@@ -1,5 +1,6 @@
 """A masked layer of greatest width 24 with 7 active units is a layer of width 7."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
+from jaxhpo.tasks import from_nnx
 from jaxhpo.tasks.masked import MaskedLinear, masked_init, width_mask
 
 IN, MAX_WIDTH, WIDTH, OUT = 5, 24, 7, 3
@@ -122,3 +124,30 @@ def test_lanes_of_different_widths():
 def test_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="mode = 'fan'"):
         masked_init(jax.nn.initializers.normal(), 1, 1, mode="fan")
+
+
+def test_a_traced_batch_size_trains_as_a_fixed_one():
+    """Every lane sees the same examples in the same order as an unmasked training of its batch size, and ends the same."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 5)).astype(np.float32), rng.integers(0, 3, 50)
+    network = lambda hparams, rngs: nnx.Sequential(nnx.Linear(5, 8, rngs=rngs), nnx.relu, nnx.Linear(8, 3, rngs=rngs))
+    sgd = lambda hparams: optax.sgd(0.3, momentum=0.9)
+    masked = from_nnx(network, sgd, (x, y), (x, y), batch_size=lambda hparams: hparams["batch"], max_batch_size=32)
+
+    def trained(task, key, hparams):
+        keys = jax.random.split(key, 41)
+        state, _ = jax.lax.scan(lambda s, k: (task.step(k, hparams, s), None), task.init(keys[0], hparams), keys[1:])
+        return state.params
+
+    sizes, key = jnp.array([1, 7, 32]), jax.random.key(3)
+    together = jax.jit(jax.vmap(lambda batch: trained(masked, key, {"batch": batch})))(sizes)
+    for i, size in enumerate([1, 7, 32]):
+        alone = jax.jit(lambda n=size: trained(from_nnx(network, sgd, (x, y), (x, y), batch_size=n), key, {}))()
+        chex.assert_trees_all_close(jax.tree.map(lambda p, i=i: p[i], together), alone, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("sizes", [{"batch_size": lambda h: 3}, {"batch_size": 4, "max_batch_size": 8}, {"max_batch_size": 8}])
+def test_a_traced_batch_size_and_its_greatest_go_together(sizes):
+    data = np.zeros((8, 2), np.float32), np.zeros(8, np.int32)
+    with pytest.raises(ValueError, match="max_batch_size"):
+        from_nnx(lambda h, rngs: nnx.Linear(2, 2, rngs=rngs), lambda h: optax.sgd(0.1), data, data, **sizes)
