@@ -108,7 +108,8 @@ class ASHA:
 
     def update(self, key: jax.Array, state: AshaState, query: Query, feedback: Feedback) -> AshaState:
         done, rung = jnp.asarray(feedback.done), jnp.asarray(state.rung)
-        loss = jnp.where(done & jnp.isfinite(feedback.loss), feedback.loss, jnp.nan).astype(jnp.float32)
+        loss = jnp.asarray(feedback.loss, jnp.float32)
+        loss = jnp.where(done & jnp.isfinite(loss), loss, jnp.nan)
         arrived = ~jnp.isnan(loss) & (rung < state.table.shape[0])
         table = entered(state.table, rung, loss, arrived)
         rank, count = rank_and_count(table, rung, loss)

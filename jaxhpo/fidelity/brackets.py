@@ -141,7 +141,8 @@ def answered(
         inner: the inner optimizer.
     """
     top, done, steps = due.shape[0] - 1, jnp.asarray(feedback.done), jnp.asarray(feedback.steps)
-    seen = jnp.where(done & jnp.isfinite(feedback.loss), feedback.loss, jnp.inf).astype(jnp.float32)
+    seen = jnp.asarray(feedback.loss, jnp.float32)
+    seen = jnp.where(done & jnp.isfinite(seen), seen, jnp.inf)
     sound, waits = jnp.isfinite(seen), jnp.isfinite(state.loss)
 
     def reached(rung: Array) -> Array:

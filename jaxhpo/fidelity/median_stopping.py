@@ -142,7 +142,8 @@ class MedianStopping:
 
     def update(self, key: jax.Array, state: MedianState, query: Query, feedback: Feedback) -> MedianState:
         budgets, done, rung = self.budgets or (), jnp.asarray(feedback.done), jnp.asarray(state.rung)
-        loss = jnp.where(done & jnp.isfinite(feedback.loss), feedback.loss, jnp.nan).astype(jnp.float32)
+        loss = jnp.asarray(feedback.loss, jnp.float32)
+        loss = jnp.where(done & jnp.isfinite(loss), loss, jnp.nan)
         arrived = ~jnp.isnan(loss) & (rung < len(budgets))
         finite = jnp.finfo(jnp.float32)
         total = jnp.where(arrived, jnp.clip(state.total + loss, finite.min, finite.max), state.total)

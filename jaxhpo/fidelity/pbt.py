@@ -66,9 +66,9 @@ class PBT:
         explore: ``"perturb"`` moves all floats and integers, and draws choices anew with ``resample_probability``;
             ``"resample"`` draws any dimension anew with that probability, and moves it otherwise.
         perturbation: how far a dimension moves, up or down, as a part of its range. The default is a factor of 1.26 or 0.79
-            over a range of one decade, 1.58 or 0.63 over two, close to the paper's 1.2 and 0.8. It was better than 0.05 and
-            0.2 on populations of 8 and 12 intervals whose rate of progress peaks at a fixed or a moving point of 2 and 4
-            dimensions.
+            over a range of one decade, 1.58 or 0.63 over two, close to the paper's 1.2 and 0.8. For populations of 8
+            over 12 intervals, whose progress peaks at a point of 2 or 4 dimensions, it was at least as good as 0.05; 0.2 was
+            better where the peak moved far, worse where it stayed.
         resample_probability: see ``explore``.
 
     Raises:

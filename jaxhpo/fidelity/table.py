@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxhpo.core import Array
 from jaxhpo.fidelity.inner import LIMITLESS, inner_enlarged, inner_holds
 
-_FIRST = 512  # entries of a first table at least: short studies never compile for a larger one
+_FIRST = 4096  # entries of a first table at least: most studies never compile for a larger one
 _MOST = 1 << 20  # entries to which a table grows
 
 
@@ -35,8 +35,8 @@ def _merged(row: jax.Array, new: jax.Array) -> jax.Array:
     new = jnp.sort(new)
     moved = jnp.arange(row.size) + jnp.searchsorted(new, row, side="left")  # each is moved up by the new ones below it
     placed = jnp.arange(new.size) + jnp.searchsorted(row, new, side="right")
-    flags = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
-    return jnp.full_like(row, jnp.inf).at[moved].set(row, **flags).at[placed].set(new, **flags)
+    kept = jnp.full_like(row, jnp.inf).at[moved].set(row, mode="drop", unique_indices=True)
+    return kept.at[placed].set(new, mode="drop", unique_indices=True)
 
 
 def rank_and_count(table: Array, rung: Array, value: Array) -> tuple[jax.Array, jax.Array]:

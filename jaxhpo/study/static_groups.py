@@ -33,6 +33,8 @@ MOST_PROGRAMS = 64
 
 Static = tuple[int, ...]
 
+_COMPILED: dict[Any, Any] = {}  # programs of this process, the oldest first, so that studies alike share them
+
 
 def _bare(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
@@ -159,15 +161,20 @@ class StaticGroups:
 
     def _compile(self, static: Static, row: Row) -> tuple[Any, float]:
         began = time.perf_counter()
-        everywhere, lanes = self._placed
-        problem = self._problem_of(static)
-        train = jax.jit(
-            lambda problem, row, data: _train(problem, self._plan, self._size, row, data),
-            in_shardings=(everywhere, lanes, lanes),
-            out_shardings=lanes,
-        )
-        data = jax.ShapeDtypeStruct((self._batch, self._size), np.uint8)
-        return train.lower(problem, row, data).compile(), time.perf_counter() - began
+        problem, data = self._problem_of(static), jax.ShapeDtypeStruct((self._batch, self._size), np.uint8)
+        leaves, structure = jax.tree.flatten((problem, row))
+        key = (self._plan, self._size, structure, tuple((x.shape, x.dtype) for x in leaves))
+        if key not in _COMPILED:
+            everywhere, lanes = self._placed
+            train = jax.jit(
+                lambda problem, row, data: _train(problem, self._plan, self._size, row, data),
+                in_shardings=(everywhere, lanes, lanes),
+                out_shardings=lanes,
+            )
+            while len(_COMPILED) >= MOST_PROGRAMS:
+                del _COMPILED[next(iter(_COMPILED))]
+            _COMPILED[key] = train.lower(problem, row, data).compile()
+        return _COMPILED[key], time.perf_counter() - began
 
     def answers(
         self, row: Row, source: np.ndarray, bits: np.ndarray, waiting: np.ndarray, states: np.ndarray
