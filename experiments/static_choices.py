@@ -26,7 +26,7 @@ from jaxhpo.core import Array, CubeSpec, Feedback, Query, pytree_dataclass, sett
 
 LANES = 48
 DEPTHS, ACTIVATIONS = (1, 2, 3), ("relu", "tanh")
-NUMBERS = {
+NUMBERS: dict[str, Any] = {
     "learning_rate": jh.Float(1e-3, 0.3, log=True),
     "momentum": jh.Float(0.0, 0.9),
     "weight_decay": jh.Float(1e-6, 1e-2, log=True),
@@ -57,7 +57,10 @@ class Listed:
 
 
 def grouped_space() -> jh.Space:
-    static = {"depth": jh.Choice(list(DEPTHS), static=True), "activation": jh.Choice(list(ACTIVATIONS), static=True)}
+    static: dict[str, Any] = {
+        "depth": jh.Choice(list(DEPTHS), static=True),
+        "activation": jh.Choice(list(ACTIVATIONS), static=True),
+    }
     return jh.Space(NUMBERS | static)
 
 
@@ -70,7 +73,8 @@ def grouped(num_trials: int, seed: int) -> jh.Result:
 
 def alone(depth: int, activation: str, points: np.ndarray, num_lanes: int, most: int) -> jh.Result:
     """A study of one combination at given points."""
-    space = jh.Space(NUMBERS | {"depth": jh.Choice([depth], static=True), "activation": jh.Choice([activation], static=True)})
+    static: dict[str, Any] = {"depth": jh.Choice([depth], static=True), "activation": jh.Choice([activation], static=True)}
+    space = jh.Space(NUMBERS | static)
     both = np.full((len(points), 2), 0.5, np.float32)
     cube = np.concatenate([points, both], axis=1)[:, _order(space)]
     cube = np.pad(cube, ((0, most - len(cube)), (0, 0)))  # one shape, so that only the first study compiles

@@ -19,9 +19,15 @@ def losses_of(trials: Sequence[TrialRow]) -> np.ndarray:
     return np.where(np.isfinite(array), array, math.inf)
 
 
+def _of_incumbents(trials: Sequence[TrialRow]) -> np.ndarray:
+    """The same, with infinity for trials that were not trained to the end, if any was: they are no incumbents."""
+    losses, whole = losses_of(trials), np.array([trial.whole for trial in trials], bool)
+    return np.where(whole, losses, math.inf) if np.isfinite(losses[whole]).any() else losses
+
+
 def incumbent_by_trial(trials: Sequence[TrialRow]) -> np.ndarray:
     """Lowest loss after 1, 2, ..., N finished trials ``f64[N]``, in the order of their numbers."""
-    return np.minimum.accumulate(losses_of(sorted(trials, key=lambda trial: trial.number)))
+    return np.minimum.accumulate(_of_incumbents(sorted(trials, key=lambda trial: trial.number)))
 
 
 def incumbent_by_seconds(trials: Sequence[TrialRow]) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +39,7 @@ def incumbent_by_seconds(trials: Sequence[TrialRow]) -> tuple[np.ndarray, np.nda
         return np.empty(0), np.empty(0)
     seconds = np.array([trial.seconds for trial in trials], np.float64)
     order = np.argsort(seconds, kind="stable")
-    seconds, best = seconds[order], np.minimum.accumulate(losses_of(trials)[order])
+    seconds, best = seconds[order], np.minimum.accumulate(_of_incumbents(trials)[order])
     last = np.append(seconds[1:] != seconds[:-1], True)
     return seconds[last], best[last]
 

@@ -49,6 +49,11 @@ def interval(value: Interval) -> str:
     return f"{estimate} [{low}, {high}]"
 
 
+def probability(x: float) -> str:
+    """A probability with three decimals, and never quite 0 or 1."""
+    return "<0.001" if x < 0.001 else ">0.999" if x > 0.999 else f"{x:.3f}"
+
+
 def percent(share: float) -> str:
     """A share in ``[0, 1]`` as a percentage; never rounded to 0 % or 100 % when it is neither."""
     value = 100.0 * share

@@ -12,7 +12,20 @@ from jaxhpo.analysis import canvas, plots, statistics, summary
 from jaxhpo.analysis.columns import by_association, range_of, type_of
 from jaxhpo.analysis.config_text import to_toml
 from jaxhpo.analysis.document import Block, Code, Facts, Figures, Heading, Paragraph, Table, to_html, to_markdown, write
-from jaxhpo.analysis.format import NOTHING, clean, dotted, duration, fitting, interval, moment, number, percent, shorten, value
+from jaxhpo.analysis.format import (
+    NOTHING,
+    clean,
+    dotted,
+    duration,
+    fitting,
+    interval,
+    moment,
+    number,
+    percent,
+    probability,
+    shorten,
+    value,
+)
 from jaxhpo.hypergradients import gauge
 
 if TYPE_CHECKING:
@@ -58,10 +71,15 @@ def blocks_of(record: StudyRecord, figures: bool) -> list[Block]:
 def _head(record: StudyRecord, best: Sequence[TrialRow]) -> list[Block]:
     finished, lost = len(record.trials), summary.num_diverged(record)
     aim = "lower is better" if record.direction == "minimize" else "higher is better"
-    facts = [("status", record.status), ("trials", f"{finished} of {record.num_trials}")]
+    facts = [("status", record.status), ("trials", summary.trials_of(record))]
     if best:
         facts.insert(0, (f"best {shorten(record.metric, 24)} in the search", number(summary.stated(record, best[0]), 5)))
     facts.append(("diverged", f"{lost} ({percent(lost / finished)})" if finished else NOTHING))
+    stopped, share = summary.num_stopped(record), (record.notes.get("lanes") or {}).get("share")
+    if stopped:
+        facts.append(("stopped early", f"{stopped} ({percent(stopped / finished)})"))
+    if share is not None:
+        facts.append(("lanes at work", percent(share)))
     facts.append(("time", duration(summary.seconds_of(record)) if finished else NOTHING))
     speed = summary.throughput(record)
     if speed is not None:
@@ -94,7 +112,27 @@ def _winner(record: StudyRecord, best: TrialRow) -> list[Block]:
     rows += [[clean(name), value(x, 6, 16), "constant"] for name, x in best.hparams.items() if name not in known]
     steps = f", {best.steps} training steps" if best.steps else ""
     line = f"Trial {best.number}{steps}, known after {duration(best.seconds)}."
-    return [Heading("The winner"), Paragraph(line), Table(["hyperparameter", "value", "searched"], rows)]
+    parts: list[Block] = [Heading("The winner"), Paragraph(line), Table(["hyperparameter", "value", "searched"], rows)]
+    return parts + _schedule(record, best)
+
+
+def _schedule(record: StudyRecord, best: TrialRow) -> list[Block]:
+    """The winner's schedule, where it took over others' training states."""
+    lineage = summary.lineage_of(record, best)
+    if len(lineage) == 1:
+        return []
+    ends = [*(trial.start for trial in lineage[1:]), best.steps]
+    names = list(best.hparams)
+    rows = [
+        [str(trial.number), f"{trial.start} to {end}", *(value(trial.hparams.get(name), 5, 16) for name in names)]
+        for trial, end in zip(lineage, ends, strict=True)
+        if end > trial.start
+    ]
+    said = (
+        "The values above are those at its end. It took over the training states of earlier trials, so that its training is "
+        f"this schedule, which `jaxhpo replay {_path(record)}` trains again."
+    )
+    return [Paragraph(said), Table(["trial", "steps", *map(clean, names)], rows)]
 
 
 def _confirmation(record: StudyRecord, best: TrialRow) -> list[Block]:
@@ -123,6 +161,18 @@ def _confirmation(record: StudyRecord, best: TrialRow) -> list[Block]:
     if note.get("number") != best.number:
         parts.append(Paragraph(f"These are runs of trial {note.get('number')}, which was the best when they were made."))
     parts.append(Table(["split", "metric", "mean [95 % interval]", "std", "lowest", "highest", "seeds"], rows))
+    found = summary.chance_better(record)
+    if found is not None:
+        chance, other = found
+        verdict = (
+            ": the two are not told apart" if 0.05 < chance < 0.95 else "" if chance > 0.5 else ": it is not the better one"
+        )
+        parts.append(
+            Paragraph(
+                f"The runner-up, trial {other}, was trained on the same seeds. The winner's mean {clean(record.metric)} is "
+                f"truly better with probability {probability(chance)}{verdict}."
+            )
+        )
     if lost:
         parts.append(Paragraph(f"{lost} of {note.get('seeds')} fresh seeds diverged; the rows above are over the others."))
     said = (
@@ -265,11 +315,18 @@ def _speed(record: StudyRecord) -> list[Block]:
         rows.append(["trials a second", number(speed, 3)])
     if ran:
         rows.append(["trials a second while running", number(len(record.trials) / ran, 3)])
-    steps = sum(trial.steps for trial in record.trials)
+    steps = (record.notes.get("lanes") or {}).get("steps") or sum(trial.steps - trial.start for trial in record.trials)
     if steps and ran:
         rows.append(["training steps a second while running", number(steps / ran, 3)])
+    lanes, programs = record.notes.get("lanes") or {}, record.notes.get("programs") or {}
+    if lanes.get("share") is not None:
+        rows.append(["share of the lanes' steps spent on trials that had not ended", percent(lanes["share"])])
     rows += [[clean(name), value(x)] for name, x in timing.items() if name not in ("compile_seconds", "run_seconds")]
-    return [Heading("Speed"), Table(["what", "value"], rows)] if record.trials else []
+    parts: list[Block] = [Heading("Speed"), Table(["what", "value"], rows)] if record.trials else []
+    if programs:
+        said = f"{len(programs)} programs, one for each combination of static choices, compiled beside the training for:"
+        parts += [Paragraph(said), Table(["program", "seconds"], [[clean(n), number(x, 3)] for n, x in programs.items()])]
+    return parts
 
 
 def _environment(record: StudyRecord) -> list[Block]:

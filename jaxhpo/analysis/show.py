@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jaxhpo.analysis import summary
-from jaxhpo.analysis.format import clean, duration, fitting, moment, number, percent, shorten
+from jaxhpo.analysis.format import clean, duration, fitting, moment, number, percent, probability, shorten
 
 if TYPE_CHECKING:
     from jaxhpo.study.record import StudyRecord, TrialRow
@@ -21,11 +21,16 @@ def format_record(record: StudyRecord) -> str:
     seed, optimizer = summary.seed_of(record), summary.optimizer_of(record)
     aim = f"{record.direction} {clean(record.metric)}"
     lines = [
-        f"{clean(record.name)}: {record.status}, {finished} of {record.num_trials} trials",
+        f"{clean(record.name)}: {record.status}, {summary.trials_of(record)} trials",
         f"  {aim}" + (f" with {clean(optimizer)}" if optimizer else "") + (f", seed {seed}" if seed is not None else ""),
         f"  begun {moment(record.created)}, {duration(summary.seconds_of(record))}"
         + (f", {number(speed, 3)} trials/s" if speed else ""),
     ]
+    stopped, share = summary.num_stopped(record), (record.notes.get("lanes") or {}).get("share")
+    if stopped:
+        lines.append(f"  stopped early: {stopped} of {finished} ({percent(stopped / finished)})")
+    if share is not None and share < 0.995:
+        lines.append(f"  lanes at work: {percent(share)} of their steps")
     if lost:
         lines.append(f"  diverged: {lost} of {finished} ({percent(lost / finished)})")
         failure = next((trial for trial in record.trials if trial.error), None)
@@ -59,7 +64,11 @@ def _confirmed(record: StudyRecord) -> list[str]:
             parts.append(f"{split} {number(sum(finite) / len(finite), 5)}")
     if not parts:
         return []
-    return [f"  mean over {note.get('seeds')} fresh seeds (trial {note.get('number')}): {', '.join(parts)}"]
+    lines = [f"  mean over {note.get('seeds')} fresh seeds (trial {note.get('number')}): {', '.join(parts)}"]
+    found = summary.chance_better(record)
+    if found is not None:
+        lines.append(f"  truly better than the runner-up (trial {found[1]}) with probability {probability(found[0])}")
+    return lines
 
 
 def _top(record: StudyRecord, trials: list[TrialRow]) -> list[str]:

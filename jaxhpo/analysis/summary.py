@@ -12,15 +12,41 @@ if TYPE_CHECKING:
 
 
 def ranked(record: StudyRecord) -> list[TrialRow]:
-    """Trials with a finite loss, best first; of equal ones the earlier first."""
+    """Trials with a finite loss, best first: those trained to the end before all others, of equal ones the earlier first."""
     found = [t for t in record.trials if not t.diverged and t.loss is not None and math.isfinite(t.loss)]
-    return sorted(found, key=lambda t: (t.loss, t.number))
+    return sorted(found, key=lambda t: (not t.whole, t.loss, t.number))
 
 
 def stated(record: StudyRecord, trial: TrialRow) -> float:
     """The metric of a trial as the user stated it."""
     loss = trial.loss if trial.loss is not None else math.nan
     return trial.value if trial.value is not None else -loss if record.direction == "maximize" else loss
+
+
+def trials_of(record: StudyRecord) -> str:
+    """How many trials there are, and of how many."""
+    return f"{len(record.trials)}" + ("" if record.num_trials is None else f" of {record.num_trials}")
+
+
+def num_stopped(record: StudyRecord) -> int:
+    """Trials that were not trained to the end, and did not diverge."""
+    return sum(not trial.whole and not trial.diverged for trial in record.trials)
+
+
+def lineage_of(record: StudyRecord, trial: TrialRow) -> list[TrialRow]:
+    """The trials whose training states led to a trial's, itself last."""
+    rows, found = {row.number: row for row in record.trials}, [trial]
+    while found[-1].parent in rows:
+        found.append(rows[found[-1].parent])
+    return found[::-1]
+
+
+def chance_better(record: StudyRecord) -> tuple[float, int] | None:
+    """The probability that the winner is truly better than the runner-up, and the runner-up; None where it is not known."""
+    note = record.notes.get("confirmation") or {}
+    if note.get("better") is None or not note.get("runner_up"):
+        return None
+    return float(note["better"]), int(note["runner_up"]["number"])
 
 
 def num_diverged(record: StudyRecord) -> int:

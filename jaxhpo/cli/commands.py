@@ -66,7 +66,8 @@ def _search(config: Config, folder: Path, arguments: argparse.Namespace, resume:
     except KeyboardInterrupt:
         return _interrupted(folder, "")
     if result.status == "interrupted":
-        return _interrupted(folder, f" after {len(result.trials['number'])} of {study.num_trials} trials")
+        of = "" if study.num_trials is None else f" of {study.num_trials}"
+        return _interrupted(folder, f" after {len(result.trials['number'])}{of} trials")
     confirmed, paths = False, []
     if arguments.report:
         confirmed = result.winner is not None and _confirm(study, folder, config.report.seeds, arguments.quiet)
@@ -94,7 +95,7 @@ def _confirm(study: Study, folder: Path, seeds: int, quiet: bool) -> bool:
     if not seeds or isinstance(study.objective, HostFunction):
         return False
     if not quiet:
-        print(f"training the winner on {seeds} fresh seeds", file=sys.stderr, flush=True)
+        print(f"training the winner and the runner-up on {seeds} fresh seeds", file=sys.stderr, flush=True)
     confirm(study, folder, seeds)
     return True
 
@@ -127,8 +128,9 @@ def _summarize(study: Study, result: Result, folder: Path, paths: list[Path], co
 
 def _intervals(record: StudyRecord) -> list[str]:
     """The winner's metrics over fresh seeds with their 95 % intervals, the one that was searched for first."""
-    from jaxhpo.analysis.format import interval
+    from jaxhpo.analysis.format import interval, probability
     from jaxhpo.analysis.statistics import mean_interval
+    from jaxhpo.analysis.summary import chance_better
 
     note = record.notes["confirmation"]
     lines = [f"on {note['seeds']} fresh seeds (mean and its 95 % interval):"]
@@ -138,6 +140,9 @@ def _intervals(record: StudyRecord) -> list[str]:
             lost = len(note[split][metric]) - len(sound)
             text = interval(mean_interval(sound)) if sound else "no value"
             lines.append(f"  {split} {metric} {text}{f', {lost} diverged' if lost else ''}")
+    found = chance_better(record)
+    if found is not None:
+        lines.append(f"  truly better than the runner-up, trial {found[1]}, with probability {probability(found[0])}")
     return lines
 
 

@@ -52,7 +52,8 @@ def _lines(stream: TextIO) -> Callable[[Progress], None]:
         nonlocal last_time, last_phase
         if progress.phase != last_phase or time.monotonic() - last_time >= SECONDS_BETWEEN_LINES:
             known = facts(progress)
-            print(f"{progress.trials}/{progress.num_trials} trials{known and ': '}{known}", file=stream, flush=True)
+            of = "" if progress.num_trials is None else f"/{progress.num_trials}"
+            print(f"{progress.trials}{of} trials{known and ': '}{known}", file=stream, flush=True)
             last_time, last_phase = time.monotonic(), progress.phase
 
     return tell

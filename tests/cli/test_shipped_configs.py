@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jaxhpo.config import build, load
+from jaxhpo.errors import JaxhpoError
 
 FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.toml"))
@@ -21,9 +22,14 @@ def paths():
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
 def test_a_shipped_config_builds(path):
     pytest.importorskip("sklearn")
-    study = build(load(path))
+    try:
+        study = build(load(path))
+    except JaxhpoError as error:
+        if "jaxhpo data fetch" in str(error):
+            pytest.skip(str(error))  # its data do not come with scikit-learn
+        raise
     assert study.name == path.stem
-    assert study.num_trials >= study.optimizer.num_lanes
+    assert study.num_trials is None or study.num_trials >= study.optimizer.num_lanes
     assert load(path).report.seeds >= 5  # an interval worth its name
 
 
