@@ -1,10 +1,11 @@
 """A study killed forty times, and one on other numbers of devices: are they the same study, bit for bit?
 
-    python -m experiments.crash [--kills 40] [--out crash.md]
+    python -m experiments.crash [--kind pso] [--kills 40] [--out crash.md]
 
-The digits network under a particle swarm, some trials diverging, so that lanes are at different places when the
-process dies. The kill is SIGKILL at a random moment: while starting, compiling, training or writing. Trials and final
-state are then compared with those of a study that ran straight through.
+The digits network under a particle swarm, or what else ``--kind`` says: early stopping, a population, static choices, or
+several seeds and a race. Some trials diverge, so that lanes are at different places when the process dies. The kill is
+SIGKILL at a random moment: while starting, compiling, training or writing. Trials and final state are then compared with
+those of a study that ran straight through.
 """
 
 from __future__ import annotations
@@ -19,25 +20,37 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-TRIAL_COLUMNS = "number, round, lane, loss, steps, metrics, hparams, cube, loss_bits, error"
+TRIAL_COLUMNS = "number, round, lane, loss, parent, start, steps, whole, metrics, hparams, cube, loss_bits, error"
+KINDS = ("pso", "asha", "hyperband", "pbt", "static", "race")
 
 
-def study(num_trials: int, shard_width: int):
+def study(kind: str, num_trials: int, shard_width: int):
     """Learning rates up to where training blows up; short trainings, so that there are many commits."""
     import jaxhpo as jh
     from experiments.digits import plain_mlp
+    from experiments.images import image_mlp
 
-    space = jh.Space(
-        {"learning_rate": jh.Float(0.01, 300.0, log=True), "momentum": jh.Float(0.0, 0.99), "width": jh.Int(4, 16)}
-    )
+    leaves: dict[str, Any] = {
+        "learning_rate": jh.Float(0.01, 300.0, log=True), "momentum": jh.Float(0.0, 0.99), "width": jh.Int(4, 16),
+    }  # fmt: skip
+    training, swarm = plain_mlp(num_steps=20, batch_size=16, max_width=16), jh.PSO(num_lanes=32)
+    optimizer = {
+        "asha": jh.ASHA(swarm), "hyperband": jh.Hyperband(jh.TPE(num_lanes=32)), "pbt": jh.PBT(jh.RandomSearch(num_lanes=32)),
+        "static": jh.ASHA(swarm),
+    }.get(kind, swarm)  # fmt: skip
+    if kind == "static":
+        leaves |= {"depth": jh.Choice((1, 2), static=True), "activation": jh.Choice(("relu", "tanh"), static=True)}
+        training = image_mlp(num_steps=20, steps_per_round=2, batch_size=16, max_width=16)
+    seeds: dict[str, Any] = {"seeds": 4, "race": 0.1} if kind == "race" else {}
     return jh.Study(
-        plain_mlp(num_steps=20, batch_size=16, max_width=16), space, jh.PSO(num_lanes=32), num_trials,
-        seed=1, metric="loss", shard_width=shard_width, config={"task": "experiments.crash"},
+        training, jh.Space(leaves), optimizer, num_trials,
+        seed=1, metric="loss", shard_width=shard_width, config={"task": f"experiments.crash {kind}"}, **seeds,
     )  # fmt: skip
 
 
-def work(folder: Path, num_trials: int, devices: int) -> None:
+def work(folder: Path, kind: str, num_trials: int, devices: int) -> None:
     """Run the study, or go on with it."""
     import jaxhpo as jh
     from jaxhpo.study import driver
@@ -45,22 +58,25 @@ def work(folder: Path, num_trials: int, devices: int) -> None:
 
     jh.prepare_jax(devices)
     driver._CHUNK_SECONDS = 0.05  # many commits, so that kills fall on them
-    jh.run_study(study(num_trials, shard_width=4), folder, resume=holds_study(folder))
+    jh.run_study(study(kind, num_trials, shard_width=4), folder, resume=holds_study(folder))
 
 
 def digest(folder: Path) -> tuple[int, int, str, str]:
     """Rows, diverged rows, a hash of all trials' bits, and a hash of the final state."""
     with sqlite3.connect(folder / "study.sqlite") as db:
         rows = db.execute(f"SELECT {TRIAL_COLUMNS} FROM trial ORDER BY number").fetchall()
+        answers = db.execute("SELECT * FROM answer ORDER BY number, steps").fetchall()
         state = db.execute("SELECT sha FROM snapshot ORDER BY round DESC LIMIT 1").fetchone()[0]
         sound = db.execute("PRAGMA integrity_check").fetchone()[0]
     assert sound == "ok", sound
     assert [row[0] for row in rows] == list(range(len(rows))), "a row is lost or doubled"
-    return len(rows), sum(row[3] is None for row in rows), hashlib.sha256(repr(rows).encode()).hexdigest()[:16], state[:16]
+    bits = hashlib.sha256(repr((rows, answers)).encode()).hexdigest()[:16]
+    return len(rows), sum(row[3] is None for row in rows), bits, state[:16]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", default="pso", choices=KINDS)
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--trials", type=int, default=16000)
     parser.add_argument("--seed", type=int, default=0)
@@ -69,12 +85,21 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        work(arguments.work, arguments.trials, arguments.devices)
+        work(arguments.work, arguments.kind, arguments.trials, arguments.devices)
         return
     environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
 
     def start(folder: Path, devices: int) -> subprocess.Popen[bytes]:
-        options = ["--work", str(folder), "--trials", str(arguments.trials), "--devices", str(devices)]
+        options = [
+            "--kind",
+            arguments.kind,
+            "--work",
+            str(folder),
+            "--trials",
+            str(arguments.trials),
+            "--devices",
+            str(devices),
+        ]
         return subprocess.Popen([sys.executable, "-m", "experiments.crash", *options], env=environment)
 
     with tempfile.TemporaryDirectory() as temporary:

@@ -58,8 +58,8 @@ class Listed:
 
 def grouped_space() -> jh.Space:
     static: dict[str, Any] = {
-        "depth": jh.Choice(list(DEPTHS), static=True),
-        "activation": jh.Choice(list(ACTIVATIONS), static=True),
+        "depth": jh.Choice(DEPTHS, static=True),
+        "activation": jh.Choice(ACTIVATIONS, static=True),
     }
     return jh.Space(NUMBERS | static)
 
@@ -73,7 +73,7 @@ def grouped(num_trials: int, seed: int) -> jh.Result:
 
 def alone(depth: int, activation: str, points: np.ndarray, num_lanes: int, most: int) -> jh.Result:
     """A study of one combination at given points."""
-    static: dict[str, Any] = {"depth": jh.Choice([depth], static=True), "activation": jh.Choice([activation], static=True)}
+    static: dict[str, Any] = {"depth": jh.Choice((depth,), static=True), "activation": jh.Choice((activation,), static=True)}
     space = jh.Space(NUMBERS | static)
     both = np.full((len(points), 2), 0.5, np.float32)
     cube = np.concatenate([points, both], axis=1)[:, _order(space)]

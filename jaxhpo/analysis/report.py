@@ -161,7 +161,7 @@ def _confirmation(record: StudyRecord, best: TrialRow) -> list[Block]:
     if note.get("number") != best.number:
         parts.append(Paragraph(f"These are runs of trial {note.get('number')}, which was the best when they were made."))
     parts.append(Table(["split", "metric", "mean [95 % interval]", "std", "lowest", "highest", "seeds"], rows))
-    found = summary.chance_better(record)
+    found = summary.certainty(record)
     if found is not None:
         chance, other = found
         verdict = (

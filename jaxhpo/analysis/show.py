@@ -65,7 +65,7 @@ def _confirmed(record: StudyRecord) -> list[str]:
     if not parts:
         return []
     lines = [f"  mean over {note.get('seeds')} fresh seeds (trial {note.get('number')}): {', '.join(parts)}"]
-    found = summary.chance_better(record)
+    found = summary.certainty(record)
     if found is not None:
         lines.append(f"  truly better than the runner-up (trial {found[1]}) with probability {probability(found[0])}")
     return lines

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def ranked(record: StudyRecord) -> list[TrialRow]:
     """Trials with a finite loss, best first: those trained to the end before all others, of equal ones the earlier first."""
     found = [t for t in record.trials if not t.diverged and t.loss is not None and math.isfinite(t.loss)]
-    return sorted(found, key=lambda t: (not t.whole, t.loss, t.number))
+    return sorted(found, key=lambda t: (not t.whole, t.loss, t.round, t.lane))
 
 
 def stated(record: StudyRecord, trial: TrialRow) -> float:
@@ -41,7 +41,7 @@ def lineage_of(record: StudyRecord, trial: TrialRow) -> list[TrialRow]:
     return found[::-1]
 
 
-def chance_better(record: StudyRecord) -> tuple[float, int] | None:
+def certainty(record: StudyRecord) -> tuple[float, int] | None:
     """The probability that the winner is truly better than the runner-up, and the runner-up; None where it is not known."""
     note = record.notes.get("confirmation") or {}
     if note.get("better") is None or not note.get("runner_up"):

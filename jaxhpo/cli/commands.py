@@ -130,7 +130,7 @@ def _intervals(record: StudyRecord) -> list[str]:
     """The winner's metrics over fresh seeds with their 95 % intervals, the one that was searched for first."""
     from jaxhpo.analysis.format import interval, probability
     from jaxhpo.analysis.statistics import mean_interval
-    from jaxhpo.analysis.summary import chance_better
+    from jaxhpo.analysis.summary import certainty
 
     note = record.notes["confirmation"]
     lines = [f"on {note['seeds']} fresh seeds (mean and its 95 % interval):"]
@@ -140,7 +140,7 @@ def _intervals(record: StudyRecord) -> list[str]:
             lost = len(note[split][metric]) - len(sound)
             text = interval(mean_interval(sound)) if sound else "no value"
             lines.append(f"  {split} {metric} {text}{f', {lost} diverged' if lost else ''}")
-    found = chance_better(record)
+    found = certainty(record)
     if found is not None:
         lines.append(f"  truly better than the runner-up, trial {found[1]}, with probability {probability(found[0])}")
     return lines
@@ -195,7 +195,7 @@ def replay_command(arguments: argparse.Namespace) -> int:
     sign = -1.0 if study.maximize else 1.0
     told = {name: None if found[name] is None else sign * found[name] for name in ("recorded", "replayed")}
     recorded, replayed = ("diverged" if x is None else number(x, 9) for x in told.values())
-    same = "the same bits" if found["recorded"] == found["replayed"] else "not the same"
+    same = "the same bits" if found["recorded"] == found["replayed"] else "not the same bits"
     print(f"trial {found['number']}: recorded {recorded}, replayed {replayed}: {same}")
     for split in ("validation", "test"):
         for name, x in found[split].items():

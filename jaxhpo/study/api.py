@@ -15,8 +15,9 @@ from jaxhpo.core import Array, Optimizer, pytree_dataclass
 from jaxhpo.errors import JaxhpoError
 from jaxhpo.space import as_space
 from jaxhpo.study.driver import Progress, Study, run_study
+from jaxhpo.study.limits import Limits
 from jaxhpo.study.loop import Trials, first_carry, run_round
-from jaxhpo.study.problem import Limits, Plan, make_problem
+from jaxhpo.study.problem import Plan, make_problem
 from jaxhpo.study.record import holds_study
 from jaxhpo.study.result import Result
 from jaxhpo.study.room import with_room

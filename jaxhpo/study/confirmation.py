@@ -33,7 +33,7 @@ def confirm(study: Study, source: Result | str | Path, num_seeds: int = 16) -> d
 
     Returns:
         ``{"number", "seeds", "validation": {metric: [one value a seed]}, "test": {...}}``, None where a seed diverged;
-        ``"runner_up": {"number", "validation", "test"}``, None if there is no other trial that worked; and ``"better"``,
+        ``"runner_up": {"number", "validation", "test"}``, None if no other trial was trained as far; and ``"better"``,
         the probability that the winner's mean loss is truly lower than the runner-up's, see :func:`chance_better`.
 
     Raises:
@@ -48,9 +48,10 @@ def confirm(study: Study, source: Result | str | Path, num_seeds: int = 16) -> d
     sound = [row for row in facts if row["loss"] is not None]
     if not sound:
         raise JaxhpoError(no_winner(len(facts), folder))
-    problem = problem_of(study)
-    winner = _on_fresh_seeds(study, problem, facts, sound[0], num_seeds)
-    other = next((row for row in sound if not np.array_equal(row["cube"], sound[0]["cube"])), None)
+    problem, first = problem_of(study), sound[0]
+    winner = _on_fresh_seeds(study, problem, facts, first, num_seeds)
+    alike = lambda row: row["whole"] == first["whole"] and not np.array_equal(row["cube"], first["cube"])
+    other = next((row for row in sound if alike(row)), None)
     second = None if other is None else _on_fresh_seeds(study, problem, facts, other, num_seeds)
     better = None
     if second is not None:

@@ -32,9 +32,10 @@ from jaxhpo.space import Space, as_space, label_of
 from jaxhpo.study import record as records
 from jaxhpo.study.engines import CompiledEngine, Engine, HostEngine, host_trials, is_over_jit
 from jaxhpo.study.keeper import Keeper
+from jaxhpo.study.limits import Limits, Seeding, check_seeding, number_between
 from jaxhpo.study.loop import Carry
 from jaxhpo.study.platform import environment
-from jaxhpo.study.problem import Limits, Plan, Problem, Seeding, make_plan, make_problem, with_gradient
+from jaxhpo.study.problem import Plan, Problem, make_plan, make_problem, with_gradient
 from jaxhpo.study.record import Record
 from jaxhpo.study.result import Result, Trial, TrialTable
 from jaxhpo.study.room import rounds_that_fit, with_room
@@ -61,7 +62,8 @@ class Study:
         devices: how many local devices to use; by default all.
         max_seconds: begin no further chunk after this much wall-clock, compilation and earlier runs included; a study
             has at least one.
-        max_steps: begin no further round after this many training steps, over all lanes and seeds.
+        max_steps: begin no further round after this many training steps, over all lanes and seeds; with static choices,
+            no further batch.
         target: stop once a whole training, on all its seeds, has a metric this good.
         seeds: keys that every configuration is trained on, the same for all, as lanes side by side; its loss is the mean.
         seed_quantile: the quantile of the seeds that is the loss instead of their mean.
@@ -131,15 +133,17 @@ def _check(study: Study) -> None:
     problems = [f"optimizer.{line}" for line in problems_of(study.optimizer)]
     if study.direction not in ("minimize", "maximize"):
         problems.append(f"direction = {study.direction!r}: must be 'minimize' or 'maximize'")
-    if study.max_seconds is not None and not study.max_seconds > 0:
+    if study.max_seconds is not None and not number_between(study.max_seconds, 1e-9, math.inf):
         problems.append(f"max_seconds = {study.max_seconds!r}: must be positive")
     if study.num_trials is None and study.max_seconds is None and study.max_steps is None and study.target is None:
         problems.append("num_trials: say how many trials, or give another limit: max_steps, max_seconds or a target")
     on_host = isinstance(study.objective, HostFunction)
     if on_host and study.max_steps is not None:
         problems.append("max_steps: a HostFunction does not tell its steps of training; limit num_trials or max_seconds")
-    if on_host and study.seeds != 1:
-        problems.append("seeds: a HostFunction is called once a trial; average over seeds within it")
+    if on_host:
+        problems += check_seeding(study.seeding, study.optimizer, False)
+        if not problems and study.seeds != 1:
+            problems.append("seeds: a HostFunction is called once a trial; average over seeds within it")
     if problems:
         raise JaxhpoError("; ".join(problems))
 
@@ -223,6 +227,9 @@ def _described(study: Study) -> dict[str, Any]:
     """A study made in Python, told as a config would."""
     seed = study.seed if isinstance(study.seed, (int, np.integer)) else np.asarray(jax.random.key_data(study.key)).tolist()
     told = {"name": study.name, "seed": seed, "num_trials": study.num_trials, "metric": study.metric}
+    more = ("max_steps", "max_seconds", "target", "seeds", "seed_quantile", "race", "shard_width")
+    defaults = {field.name: field.default for field in dataclasses.fields(Study)}
+    told |= {name: getattr(study, name) for name in more if getattr(study, name) != defaults[name]}
     space = {
         row["name"]: {key: value for key, value in row.items() if key not in ("name", "offset")}
         for row in study.space.describe()
@@ -354,7 +361,7 @@ def run_study(
         except BaseException as error:
             if record is not None:
                 with contextlib.suppress(JaxhpoError):
-                    if isinstance(error, JaxhpoError) and not resume and not record.elapsed():
+                    if isinstance(error, JaxhpoError) and not resume and not record.elapsed() and not record.snapshots():
                         record.discard()  # nothing was computed: leave nothing in the way of the next try
                     else:
                         record.set_status("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
@@ -431,7 +438,7 @@ def _drive(
         rows = rows_of(study.space, trials, told, (before + chunk_began - compiled, before + chunk_ended - compiled))
         table.add(rows)
         if keeper is not None:
-            keeper.keep(carry, rows, last=bool(is_over_jit(problem, carry)))
+            keeper.keep(carry, rows, last=bool(carry.stuck) or int(carry.finished) >= int(problem.num_trials))
         tell(carry, "running")
         fitting = rounds * _CHUNK_SECONDS / max(chunk_ended - chunk_began, 1e-9)
         rounds = int(np.clip(min(fitting, 8 * rounds), 1, engine.max_rounds))
@@ -459,7 +466,7 @@ def _drive(
         facts=table.facts(),
         lanes=lanes,
         programs=programs,
-        winner=_winner(study, carry, table),
+        winner=_winner(study, table),
         first_error=table.first_error(),
     )
 
@@ -468,15 +475,17 @@ def _lanes(study: Study, problem: Problem, carry: Carry) -> dict[str, Any]:
     """What the lanes did: how many there are, the steps they trained on trials that had not ended, and the share of those."""
     each = problem.round_steps * problem.seeds_at_once
     trained, rounds = int(carry.busy), int(carry.round) * study.optimizer.num_lanes
-    share = trained / rounds if rounds and not study.space.static_slots else None
+    in_step = not study.space.static_slots and not isinstance(study.objective, HostFunction)
+    share = trained / rounds if rounds and in_step else None
     return {"num_lanes": study.optimizer.num_lanes, "steps": trained * each, "share": share}
 
 
-def _winner(study: Study, carry: Carry, table: TrialTable) -> Trial | None:
-    number = int(carry.best_number)
-    if number < 0:
+def _winner(study: Study, table: TrialTable) -> Trial | None:
+    row = table.best()
+    if row is None:
         return None
-    row, loss = table[number], float(carry.best_loss)
     hparams = study.space.assemble([row["hparams"][name] for name in study.space.names])
+    loss = float(row["loss"])
     value = -loss if study.maximize else loss
-    return Trial(number, hparams, loss, value, row["metrics"], row["steps"], np.asarray(carry.best_cube))
+    cube = np.frombuffer(row["cube"], np.float32)
+    return Trial(row["number"], hparams, loss, value, row["metrics"], row["steps"], cube)

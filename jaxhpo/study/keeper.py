@@ -43,7 +43,10 @@ class Keeper:
         return engine.place(dataclasses.replace(carry, train_state=state))
 
     def keep(self, carry: Carry, rows: list[dict[str, Any]], last: bool) -> None:
-        """One transaction: the rows and, unless its weights are still being written, the state after them."""
+        """One transaction: the rows and, unless its weights are still being written, the state after them.
+
+        After the ``last`` trial of a study no training state is needed any more.
+        """
         ready = self._weights.finish()
         round = int(carry.round)
         trials = [database_row(row) for row in rows]

@@ -22,6 +22,7 @@ from jaxhpo.study.engines import programs_of
 from jaxhpo.study.lanes import Outcome, Schedule, init_state, one_row, whole_training
 from jaxhpo.study.problem import Plan, Problem
 from jaxhpo.study.result import Result
+from jaxhpo.study.seeds import pooled
 from jaxhpo.study.static_groups import batch_plan
 from jaxhpo.tasks import HostFunction
 from jaxhpo.tasks.plain_loss import scalar_metrics
@@ -55,9 +56,14 @@ def lineage(facts: Sequence[dict[str, Any]], number: int) -> list[Part]:
     rows = {row["number"]: row for row in facts}
     if number not in rows:
         raise JaxhpoError(f"trial {number}: there is no such trial; the study has {len(rows)}, numbered from 0")
+    wanted = number
     parts: list[Part] = []
     end = rows[number]["steps"]
     while number >= 0:
+        if number not in rows:
+            raise JaxhpoError(
+                f"trial {wanted}: its ancestor {number} was never answered, so that its hyperparameters are not known"
+            )
         row = rows[number]
         if end > row["start"] or not parts:  # nothing of a trial whose state was taken before it trained
             parts.append(Part(number, row["start"], end, row["hparams"], row["cube"]))
@@ -100,7 +106,8 @@ def replay(study: Study, source: Result | str | Path, number: int | None = None)
 
     Returns:
         ``number``; ``schedule``, one ``{"number", "start", "steps", "hparams"}`` a part; ``recorded`` and ``replayed``, the
-        losses, equal bit for bit at equal shard width on the same kind of device; ``validation`` and ``test``, metrics.
+        metric as a loss, equal bit for bit at equal shard width on the same kind of device (over several seeds, to the rounding
+        of their mean); ``validation`` and ``test``, metrics.
 
     Raises:
         JaxhpoError: if there is no such trial, or the objective runs on the host.
@@ -115,54 +122,63 @@ def replay(study: Study, source: Result | str | Path, number: int | None = None)
     assert row is not None
     problem = with_static(without_gradient(problem_of(study)), row["cube"])
     if row["loss"] is None:  # up to the round in which it diverged
-        parts[-1] = dataclasses.replace(parts[-1], steps=parts[-1].steps + problem.round_steps)
+        parts[-1] = dataclasses.replace(parts[-1], steps=min(parts[-1].steps + problem.round_steps, problem.num_steps))
     plan = plan_of(study, source.folder if isinstance(source, Result) else Path(source))
     if problem.static is not None:
         plan = batch_plan(study.space, plan)
-    outcome, test = _in_rounds(problem, plan, parts)
+    # A trial that a race has dropped has trained the first of its seeds.
+    count = 1 if problem.num_seeds == 1 else int(row["metrics"].get("seeds") or problem.num_seeds)
+    outcome, test = _in_rounds(problem, plan, parts, count)
+    recorded = row["metrics"].get(problem.metric)
     return {
         "number": row["number"],
         "schedule": [{name: x for name, x in vars(part).items() if name != "cube"} for part in parts],
-        "recorded": row["loss"],
+        "recorded": None if row["loss"] is None or recorded is None else float(problem.sign) * recorded,
         "replayed": _loss(problem, outcome),
         "validation": _means(outcome, outcome.metrics),
         "test": _means(outcome, test),
     }
 
 
-def _in_rounds(problem: Problem, plan: Plan, parts: Sequence[Part]) -> tuple[Outcome, dict[str, np.ndarray]]:
-    """A lineage trained round by round as the search trains, one row a seed; every lane of the plan does the same.
+def _in_rounds(problem: Problem, plan: Plan, parts: Sequence[Part], count: int) -> tuple[Outcome, dict[str, np.ndarray]]:
+    """A lineage trained round by round as the search trains, on its first ``count`` seeds; the rows are those of the seeds.
 
     A program of one round in the shards of the search, so that the bits are the same.
     """
-    lanes, k = plan.padded_lanes, problem.num_seeds
-    programs = programs_of(plan)
-    seed = jnp.arange(lanes, dtype=jnp.int32) % k
-    state = jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape), x.dtype), jax.eval_shape(init_state, problem, one_row(problem)))
-    outcome = row = None
-    for part in parts:
-        cube = jnp.broadcast_to(part.cube, (lanes, len(part.cube)))
-        values = problem.space.decode_arrays(cube)
-        for steps in range(part.start, part.steps, problem.round_steps):
-            row = whole_training(values, jnp.full(lanes, part.number, jnp.int32), parts[-1].steps)
-            row = dataclasses.replace(row, seed=seed, fresh=row.fresh & (steps == 0), steps=row.steps + steps)
-            state, outcome = programs.round(problem, cube, row, state)
-    assert outcome is not None
-    assert row is not None
-    test: dict[str, Any] = {}
-    if problem.task.test is not None:
-        score = lambda problem, row, state: scalar_metrics(problem.task.test(problem.hparams(row.values), state))
-        test = jax.jit(jax.vmap(score, (None, 0, 0)))(problem, row, state)
-    return jax.tree.map(lambda x: x[:k], jax.device_get((outcome, test)))
+    lanes, programs = plan.padded_lanes, programs_of(plan)
+    shapes = jax.eval_shape(init_state, problem, one_row(problem))
+    found = []
+    for first in range(0, count, lanes):
+        seed = jnp.minimum(first + jnp.arange(lanes, dtype=jnp.int32), count - 1)
+        state = jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape), x.dtype), shapes)
+        outcome = row = None
+        for part in parts:
+            cube = jnp.broadcast_to(part.cube, (lanes, len(part.cube)))
+            values = problem.space.decode_arrays(cube)
+            for steps in range(part.start, part.steps, problem.round_steps):
+                row = whole_training(values, jnp.full(lanes, part.number, jnp.int32), parts[-1].steps)
+                row = dataclasses.replace(row, seed=seed, fresh=row.fresh & (steps == 0), steps=row.steps + steps)
+                state, outcome = programs.round(problem, cube, row, state)
+        assert outcome is not None
+        assert row is not None
+        test: dict[str, Any] = {}
+        if problem.task.test is not None:
+            score = lambda problem, row, state: scalar_metrics(problem.task.test(problem.hparams(row.values), state))
+            test = jax.jit(jax.vmap(score, (None, 0, 0)))(problem, row, state)
+        found.append(jax.device_get((outcome, test)))
+    return jax.tree.map(lambda *x: np.concatenate(x)[:count], *found)
 
 
 def _loss(problem: Problem, outcome: Outcome) -> float | None:
     values = problem.sign * outcome.metrics[problem.metric]
     if not (outcome.sound.all() and np.isfinite(values).all()):
         return None
-    if problem.seed_quantile is not None:
-        return float(np.quantile(values, problem.seed_quantile))
-    return float(values.mean(dtype=np.float32))
+    if problem.num_seeds == 1:
+        return float(values[0])
+    whole = np.pad(values.astype(np.float32), (0, problem.num_seeds - len(values)), constant_values=np.nan)[None]
+    known = np.arange(problem.num_seeds) < len(values)
+    pool = jax.jit(pooled)
+    return float(pool(whole, known[None], np.array([len(values)], np.int32), problem.seed_quantile)[0])
 
 
 def _means(outcome: Outcome, metrics: dict[str, Any]) -> dict[str, float | None]:

@@ -215,8 +215,7 @@ def learn(problem: Problem, carry: Carry, turn: Turn, row: Row, outcome: Outcome
     _, update_key = _round_keys(problem, carry.round)
     query = carry.query
     outcome, verdict = seeds.gathered(problem, carry.seeds, turn.fresh, outcome)
-    value = outcome.metrics[problem.metric] * problem.sign
-    loss = jnp.where(outcome.sound & jnp.isfinite(value), value, jnp.nan)
+    loss = jnp.where(outcome.sound & jnp.isfinite(verdict.loss), verdict.loss, jnp.nan)
     done = outcome.over & ~turn.idle
     grad, metrics = None, outcome.metrics
     if outcome.grad is not None:

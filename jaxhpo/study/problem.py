@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from jax.tree_util import Partial
 
 from jaxhpo.core import Array, Kind, Optimizer, UnfitDimensions, pytree_dataclass, setting
@@ -20,6 +19,7 @@ from jaxhpo.errors import JaxhpoError
 from jaxhpo.hypergradients import ValueAndGrad
 from jaxhpo.hypergradients.estimate import Assemble, Floats, ZeroDerivative, check_settings, is_estimator
 from jaxhpo.space import Space
+from jaxhpo.study.limits import MOST_TRIALS, Limits, Seeding, check_limits, check_seeding, race_bounds
 from jaxhpo.tasks import HostFunction, Task, Training, check_task
 from jaxhpo.tasks.plain_loss import as_training, scalar_metrics
 from jaxhpo.tasks.task import callable_pytree
@@ -180,8 +180,6 @@ def make_plan(
         width = -(-num_lanes // (used * num_groups))
         if training and local[0].platform == "cpu":
             width = -(-width // -(-width // CPU_WIDTH))
-    if num_groups > 1:
-        width = max(width, -(-seeds_at_once // used))  # the seeds of a lane train in one batch
     used = min(used, -(-num_lanes // width))
     mesh = jax.make_mesh((used,), ("lanes",), devices=local[:used], axis_types=(jax.sharding.AxisType.Auto,))
     rounds = 2**22 // (num_lanes * (num_dims + 16))
@@ -338,85 +336,6 @@ def _strong(optimizer: Optimizer) -> Optimizer:
     return jax.tree.map(lambda x: np.asarray(x, np.int32 if np.asarray(x).dtype.kind == "i" else np.float32), optimizer)
 
 
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """When a study ends, whichever comes first.
-
-    Attributes:
-        num_trials: trials to answer; None for no limit.
-        max_steps: training steps, over all lanes and seeds; None for no limit.
-        target: value of the metric that is good enough, of a whole training on all its seeds; None for no limit.
-    """
-
-    num_trials: int | None
-    max_steps: int | None = None
-    target: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Seeding:
-    """How many seeds a trial has.
-
-    Attributes:
-        count: k; with more than one, all trials train on the same k keys, and a trial's loss is the mean over them.
-        quantile: which quantile of the seeds is the loss instead of their mean: 0.5 for the median, 1 for the worst.
-        race: level of the paired test that drops a trial before all its seeds are trained; None trains all at once.
-    """
-
-    count: int = 1
-    quantile: float | None = None
-    race: float | None = None
-
-    @property
-    def at_once(self) -> int:
-        """``S``, seeds that train side by side: all, or in a race two, or one of an odd number."""
-        return self.count if self.race is None else 2 - self.count % 2
-
-
-MOST_TRIALS = 2**30 - 1
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _number_between(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and low <= value <= high
-
-
-def check_limits(limits: Limits) -> list[str]:
-    """What is wrong with limits, one line each."""
-    found = []
-    if limits.num_trials is not None and not (_is_whole(limits.num_trials) and 1 <= limits.num_trials <= MOST_TRIALS):
-        found.append(f"num_trials = {limits.num_trials!r}: must be a whole number between 1 and 2**30 - 1")
-    if limits.max_steps is not None and not (_is_whole(limits.max_steps) and limits.max_steps >= 1):
-        found.append(f"max_steps = {limits.max_steps!r}: must be a whole number of at least 1")
-    if limits.target is not None and not _number_between(limits.target, -np.inf, np.inf):
-        found.append(f"target = {limits.target!r}: must be a number, in units of the metric")
-    return found
-
-
-def check_seeding(seeding: Seeding, optimizer: Optimizer, has_gradient: bool) -> list[str]:
-    """What is wrong with the seeds, one line each."""
-    found = []
-    if not (_is_whole(seeding.count) and 1 <= seeding.count <= 4096):
-        found.append(f"seeds = {seeding.count!r}: must be a whole number of at least 1")
-    if seeding.quantile is not None and not _number_between(seeding.quantile, 0.0, 1.0):
-        found.append(f"seed_quantile = {seeding.quantile!r}: must be between 0 and 1")
-    if seeding.race is None:
-        return found
-    if not (_number_between(seeding.race, 0.0, 0.5) and seeding.race > 0.0):
-        found.append(f"race = {seeding.race!r}: must be the level of a test, such as 0.05, above 0 and at most 0.5")
-    if not found and seeding.count < 3:
-        found.append(f"race = {seeding.race!r}: a race needs seeds of at least 3, not {seeding.count}")
-    if has_gradient:
-        found.append("race: a race drops trials between seeds, which an estimator of hypergradients does not survive")
-    if not getattr(optimizer, "starts_afresh", False):
-        name = type(optimizer).__name__
-        found.append(f"race: {name} stops trials by itself; race with the optimizer that it wraps, or leave race out")
-    return found
-
-
 def make_problem(
     objective: Any,
     space: Space,
@@ -461,7 +380,7 @@ def make_problem(
     optimizer = fitted(optimizer, training.num_steps, round_steps)
     _check_dimensions(optimizer, space)
     sign = -1.0 if maximize else 1.0
-    rounds = MOST_TRIALS if limits.max_steps is None else limits.max_steps // (round_steps * seeding.at_once)
+    rounds = MOST_TRIALS if limits.max_steps is None else -(-limits.max_steps // (round_steps * seeding.at_once))
     return Problem(
         space=space,
         optimizer=_strong(optimizer),
@@ -488,18 +407,6 @@ def fitted(optimizer: Optimizer, num_steps: int, round_steps: int) -> Any:
     """The optimizer with the settings that depend on how long a training is."""
     fit = getattr(optimizer, "for_training", None)
     return optimizer if fit is None else fit(num_steps, round_steps)
-
-
-def race_bounds(seeding: Seeding) -> np.ndarray:
-    """The t statistic above which a trial is dropped, by the number of seeds answered, ``f32[k + 1]``.
-
-    A one-sided paired t test; infinite for fewer than two seeds, for all of them, and everywhere without a race.
-    """
-    bounds = np.full(seeding.count + 1, np.inf, np.float32)
-    if seeding.race is not None:
-        for n in range(2, seeding.count):
-            bounds[n] = scipy.stats.t.ppf(1.0 - seeding.race, n - 1)
-    return bounds
 
 
 def _check_dimensions(optimizer: Optimizer, space: Space) -> None:

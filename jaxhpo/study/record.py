@@ -218,12 +218,16 @@ def recorded_facts(folder: str | Path) -> dict[str, Any]:
 
 
 def trial_facts(folder: str | Path) -> list[dict[str, Any]]:
-    """``number parent start round lane loss steps whole hparams cube`` of every trial; the point ``f32[D]`` bit for bit."""
+    """``number parent start round lane loss steps whole metrics hparams cube`` of every trial; the point is ``f32[D]``."""
     _, connection = _checked(Path(folder))
-    names = ("number", "parent", "start", "round", "lane", "loss", "steps", "whole", "hparams", "cube")
+    names = ("number", "parent", "start", "round", "lane", "loss", "steps", "whole", "metrics", "hparams", "cube")
     with _clearly(Path(folder) / FILE), contextlib.closing(connection):
         rows = connection.execute(f"SELECT {', '.join(names)} FROM trial").fetchall()
-    exact = lambda row: {"hparams": json.loads(row[-2]), "cube": np.frombuffer(row[-1], np.float32)}
+    exact = lambda row: {
+        "metrics": json.loads(row[-3]),
+        "hparams": json.loads(row[-2]),
+        "cube": np.frombuffer(row[-1], np.float32),
+    }
     return [dict(zip(names, row, strict=True)) | exact(row) for row in rows]
 
 
@@ -302,7 +306,7 @@ class Record:
                 db.execute("INSERT OR REPLACE INTO note VALUES (?,?)", (key, canonical(value)))
 
     def set_status(self, status: str) -> None:
-        """One of ``running``, ``finished``, ``interrupted``, ``failed``."""
+        """One of ``running``, ``finished``, ``stopped``, ``interrupted``, ``failed``."""
         with self._transaction() as db:
             db.execute("UPDATE study SET value = ? WHERE key = 'status'", (canonical(status),))
 

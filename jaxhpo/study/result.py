@@ -33,8 +33,8 @@ class Result:
     """A study's outcome.
 
     Attributes:
-        trials: numpy columns, one row a trial by number: ``number parent start round lane loss diverged steps seconds``, and
-            ``hparams.NAME`` and ``metrics.NAME`` for every leaf and metric. Loss is NaN where a trial diverged.
+        trials: numpy columns, one row a trial by number: ``number parent start round lane loss diverged steps whole seconds``,
+            and             ``hparams.NAME`` and ``metrics.NAME`` for every leaf and metric. Loss is NaN where a trial diverged.
         status: ``finished``, ``stopped`` by a limit of time, or ``interrupted``.
         folder: where the record is; None without one.
         compile_seconds, run_seconds: wall-clock of this run.
@@ -75,6 +75,8 @@ class Result:
 
 def no_winner(num_trials: int, folder: Path | None, first_error: str | None = None) -> str:
     """One line for a study in which nothing worked."""
+    if not num_trials:
+        return "no trial was answered before the study ended: raise max_steps or max_seconds"
     kept = f"; what was tried is recorded in {folder}" if folder else ""
     if first_error:
         return f"all {num_trials} trials failed, the first with {first_error.strip().splitlines()[-1]!r}{kept}"
@@ -105,9 +107,14 @@ class TrialTable:
         """All rows, in the order in which their trials were first answered."""
         return list(self._rows.values())
 
+    def best(self) -> dict[str, Any] | None:
+        """The row of the lowest loss, the first of equals; one that was trained to the end before all others."""
+        sound = [row for row in self._rows.values() if not row["diverged"]]
+        return min(sound, key=lambda row: (not row["whole"], row["loss"], row["round"], row["lane"]), default=None)
+
     def facts(self) -> list[dict[str, Any]]:
         """What a record's :func:`jaxhpo.study.record.trial_facts` gives."""
-        names = ("number", "parent", "start", "round", "lane", "steps", "whole", "hparams")
+        names = ("number", "parent", "start", "round", "lane", "steps", "whole", "metrics", "hparams")
         return [
             {name: row[name] for name in names}
             | {"loss": None if row["diverged"] else row["loss"], "cube": np.frombuffer(row["cube"], np.float32)}
@@ -120,7 +127,7 @@ class TrialTable:
     def columns(self) -> dict[str, np.ndarray]:
         """One numpy array a column, rows by trial number."""
         rows = [self._rows[number] for number in sorted(self._rows)]
-        plain = ("number", "parent", "start", "round", "lane", "loss", "diverged", "steps", "seconds")
+        plain = ("number", "parent", "start", "round", "lane", "loss", "diverged", "steps", "whole", "seconds")
         columns = {name: np.array([row[name] for row in rows]) for name in plain}
         for group in ("hparams", "metrics"):
             names = dict.fromkeys(name for row in rows for name in row[group])

@@ -40,10 +40,18 @@ class Seeds:
 
 @pytree_dataclass
 class Verdict:
-    """``seeds`` after a round, and ``complete``, ``bool[B]``: the trial answered on all its seeds."""
+    """What a round says of lanes whose trials have several seeds.
+
+    Attributes:
+        seeds: after the round.
+        complete: ``bool[B]``, the trial is answered on all its seeds.
+        loss: ``f32[B]``, to be minimised. Of a trial that the race has dropped: the incumbent's and the mean gap on the seeds
+            that both have trained, so that easy seeds are not taken for a good trial.
+    """
 
     seeds: Any
     complete: Array | bool
+    loss: Array
 
 
 def first(problem: Problem, lanes: int) -> Any:
@@ -83,7 +91,7 @@ def gathered(problem: Problem, seeds: Any, fresh: Array, outcome: Outcome) -> tu
     on one seed has diverged. Beside the metrics stand the standard error of the loss, the number of seeds and the loss on each.
     """
     if problem.num_seeds == 1:
-        return outcome, Verdict((), True)
+        return outcome, Verdict((), True, problem.sign * outcome.metrics[problem.metric])
     k, size = problem.num_seeds, problem.seeds_at_once
     by_lane: Outcome = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), outcome)
     all_over, sound = jnp.asarray(by_lane.over).all(axis=1), jnp.asarray(by_lane.sound).all(axis=1)
@@ -98,28 +106,36 @@ def gathered(problem: Problem, seeds: Any, fresh: Array, outcome: Outcome) -> tu
     for name, values in by_lane.metrics.items():
         earlier = jnp.where((place < before[:, None]), seeds.metrics[name], jnp.nan)
         metrics[name] = jnp.where(now, jnp.take_along_axis(values, column, axis=1), earlier).astype(jnp.float32)
-        means[name] = jnp.where(known, metrics[name], 0.0).sum(axis=1) / count
+        means[name] = pooled(metrics[name], known, count)
     each = metrics[problem.metric]
     deviation = jnp.where(known, each - means[problem.metric][:, None], 0.0)
     error = jnp.sqrt((deviation**2).sum(axis=1) / jnp.maximum(count - 1, 1) / count)
     told = means | {f"{problem.metric}_stderr": error, "seeds": count.astype(jnp.float32)}
     told |= {f"{problem.metric}_seed{j}": each[:, j] for j in range(k)}
-    if problem.seed_quantile is not None:
-        told[problem.metric] = problem.sign * _quantile(problem.sign * each, known, count, problem.seed_quantile)
-
-    loss = problem.sign * each
-    complete = count >= k
-    answered = ends & (complete | ~sound | _loses(loss, seeds.best, known, count, problem.race_bounds))
+    loss, complete = problem.sign * each, count >= k
+    value = pooled(loss, known, count, problem.seed_quantile)
+    told[problem.metric] = problem.sign * value
+    drops, gap = _loses(loss, seeds.best, known, count, problem.race_bounds)
+    answered = ends & (complete | ~sound | drops)
+    value = jnp.where(drops & ~complete, seeds.best.mean() + gap, value)
     trained = by_lane.rounds.max(axis=1) > 0
     again = jnp.where(trained, ends & ~answered, seeds.again)
     after = Seeds(jnp.where(answered, 0, jnp.where(ends, count, before)), again, metrics, seeds.best)
     grad = None if by_lane.grad is None else jax.tree.map(lambda x: x.mean(axis=1), by_lane.grad)
     rounds = by_lane.rounds.max(axis=1)
-    return Outcome(told, answered, sound, jnp.asarray(by_lane.steps).min(axis=1), rounds, grad), Verdict(after, complete)
+    return Outcome(told, answered, sound, jnp.asarray(by_lane.steps).min(axis=1), rounds, grad), Verdict(after, complete, value)
+
+
+def pooled(values: Array, known: Array, count: Array, level: Array | None = None) -> jax.Array:
+    """The mean of the first ``count`` values of each row, ``f32[B, k] -> f32[B]``, or their quantile; NaN if one of them is."""
+    mean = jnp.where(known, values, 0.0).sum(axis=1) / count
+    if level is None:
+        return mean
+    return jnp.where(jnp.isfinite(mean), _quantile(values, known, count, level), jnp.nan)
 
 
 def _quantile(loss: Array, known: Array, count: Array, level: Array) -> Array:
-    """The quantile of the first ``count`` of each row, ``f32[B, k] -> f32[B]``, linear between order statistics."""
+    """Linear between order statistics."""
     ordered = jnp.sort(jnp.where(known, loss, jnp.inf), axis=1)
     place = level * (count - 1)
     low = jnp.floor(place).astype(jnp.int32)
@@ -127,12 +143,12 @@ def _quantile(loss: Array, known: Array, count: Array, level: Array) -> Array:
     return at(low) + (place - low) * (at(low + 1) - at(low))
 
 
-def _loses(loss: Array, best: Array, known: Array, count: Array, bounds: Array) -> Array:
-    """Whether the paired t statistic of each row against the incumbent is above its bound, ``bool[B]``."""
+def _loses(loss: Array, best: Array, known: Array, count: Array, bounds: Array) -> tuple[Array, Array]:
+    """Whether each row's paired t statistic against the incumbent is above its bound, ``bool[B]``, and its mean gap."""
     gap = jnp.where(known, loss - best, 0.0)
     mean = gap.sum(axis=1) / count
     spread = jnp.sqrt((jnp.where(known, gap - mean[:, None], 0.0) ** 2).sum(axis=1) / jnp.maximum(count - 1, 1) / count)
-    return mean > jnp.asarray(bounds)[count] * jnp.maximum(spread, jnp.finfo(jnp.float32).tiny)
+    return mean > jnp.asarray(bounds)[count] * jnp.maximum(spread, jnp.finfo(jnp.float32).tiny), mean
 
 
 def with_incumbent(problem: Problem, verdict: Verdict, better: Array, lane: Array) -> Any:

@@ -31,6 +31,8 @@ from jaxhpo.study.snapshot import is_key, key_impl_of
 
 MOST_PROGRAMS = 64
 
+_MOST_LATE = 2  # a trial goes first, however few are like it, once so many times the lanes have begun after it
+
 Static = tuple[int, ...]
 
 _COMPILED: dict[Any, Any] = {}  # programs of this process, the oldest first, so that studies alike share them
@@ -106,7 +108,8 @@ def _train(problem: Problem, plan: Plan, size: int, row: Row, data: Array) -> tu
 class StaticGroups:
     """Trains the lanes of a study with static choices, a batch of one combination at a time.
 
-    Programs are compiled in the background while others train. Which batch is next depends on the lanes alone.
+    The combination with the most lanes goes first, or that of a trial that has waited for too long. Programs are compiled in
+    the background while others train. Which batch is next depends on the lanes alone.
 
     Raises:
         JaxhpoError: if there are too many combinations, each of which is a program.
@@ -193,7 +196,12 @@ class StaticGroups:
         order = sorted(members, key=lambda static: (-len(members[static]), static))
         for static in order:
             self._compiled(static, row)
-        self._train(order[0], members[order[0]][: self._at_once], row, states, outcome)
+        number = row.number[:: self._seeds]
+        oldest = min((lane for lanes in members.values() for lane in lanes), key=lambda lane: number[lane])
+        late = number.max() - number[oldest] > _MOST_LATE * self._lanes
+        due = next(static for static in order if not late or oldest in members[static])
+        lanes = sorted(members[due], key=lambda lane: number[lane])
+        self._train(due, lanes[: self._at_once], row, states, outcome)
         self._answered = (np.asarray(row.number), outcome)
         return outcome, Told(), states
 

@@ -201,7 +201,7 @@ def renamed(path, name):
 
 def mutations():
     """``(what, tables, key, remedy)``: a config with one mistake, where it is, and what its line says would be right."""
-    for path in ["study.num_trials", "task.factory", "task.label", "optimizer.name", "optimizer.sampler",
+    for path in ["task.factory", "task.label", "optimizer.name", "optimizer.sampler",
                  "optimizer.sampler.name",
                  "optimizer.sampler.num_lanes", "task", "space", "optimizer", "space.activation.options"]:  # fmt: skip
         yield f"drop {path}", without(path), path, "must be"
@@ -211,6 +211,9 @@ def mutations():
     for path in LEAVES:
         if path != "space.nesterov":  # where nothing else is left, the table itself is what is wrong
             yield f"drop {path}.type", without(f"{path}.type"), f"{path}.type", 'must be "float", "int", "choice" or "bool"'
+    unlimited = without("study.max_seconds")
+    del unlimited["study"]["num_trials"]
+    yield "drop all limits", unlimited, "study.num_trials", "must be a whole number.*unless max_steps, max_seconds or target"
     yield "drop study", without("study"), "study.num_trials", "must be a whole number"
 
     for path in WHOLE:

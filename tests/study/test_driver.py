@@ -11,8 +11,9 @@ import pytest
 import jaxhpo as jh
 from jaxhpo.optimizers.registry import ENTRIES, example
 from jaxhpo.study import engines
+from jaxhpo.study.limits import Limits
 from jaxhpo.study.loop import first_carry, run_round
-from jaxhpo.study.problem import Limits, Plan, make_plan, make_problem
+from jaxhpo.study.problem import Plan, make_plan, make_problem
 
 SPACE = jh.Space({"lr": jh.Float(1e-4, 1.0, log=True), "wd": jh.Float(0.0, 1.0), "n": jh.Int(1, 5)})
 
@@ -157,7 +158,11 @@ def test_studies_run_in_double_precision_too(x64, name):
     optimizer = example(name, 4)
     # What saves training needs some; this one stands still.
     still = jh.Task(lambda key, h: jnp.zeros(()), lambda key, h, s: s, lambda h, s: {"loss": bowl(None, h)})
-    objective = jh.Training(still, 4, 1) if hasattr(optimizer, "for_training") else bowl
+    objective = bowl
+    if hasattr(optimizer, "for_training"):
+        objective = jh.Training(still, 4, 1)
+        open_ = {field.name: None for field in dataclasses.fields(optimizer) if field.default is None}
+        optimizer = dataclasses.replace(optimizer, **open_)
     result = jh.minimize(objective, SPACE, optimizer, key=0, num_trials=12)
     lr, wd, n = (result.trials[f"hparams.{leaf}"] for leaf in ("lr", "wd", "n"))
     np.testing.assert_allclose(result.trials["loss"], (np.log10(lr) + 2) ** 2 + (wd - 0.3) ** 2 + 0.1 * n, rtol=1e-4)

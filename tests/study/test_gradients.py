@@ -55,8 +55,9 @@ class Recorder:
 
 def gradients(estimator, maximize=False, num_lanes=5):
     """The points that one round asked for, and the gradients of the loss that the optimizer was told."""
+    from jaxhpo.study.limits import Limits
     from jaxhpo.study.loop import first_carry, run_round
-    from jaxhpo.study.problem import Limits, Plan, make_problem
+    from jaxhpo.study.problem import Plan, make_problem
 
     problem = make_problem(
         estimator, SPACE, Recorder(num_lanes), key=jax.random.key(0), limits=Limits(100), metric=None, maximize=maximize

@@ -285,7 +285,7 @@ FACTS = {
     "name": "n", "config": {}, "space": [], "env": {}, "metric": "loss", "direction": "minimize", "num_trials": 3,
     "identity": {"a": 1},
 }  # fmt: skip
-ROW = (0, 0, 0, 1.0, 1, 0.0, "{}", "{}", b"0", b"0", None)
+ROW = (0, -1, 0, 0, 0, 1.0, 1, True, 0.0, "{}", "{}", b"0", b"0", None)
 
 
 def test_a_second_writer_is_refused_and_readers_are_not(tmp_path):

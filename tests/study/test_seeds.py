@@ -10,7 +10,7 @@ import scipy.stats
 
 import jaxhpo as jh
 from jaxhpo.study.confirmation import chance_better
-from jaxhpo.study.problem import Seeding, race_bounds
+from jaxhpo.study.limits import Seeding, race_bounds
 
 SPACE = jh.Space({"x": jh.Float(0.0, 1.0)})
 
@@ -128,6 +128,8 @@ def test_seeds_with_static_choices_and_wrappers():
     [
         ({"seeds": 0}, "seeds = 0: must be a whole number"),
         ({"seeds": 2.0}, "seeds = 2.0: must be a whole number"),
+        ({"seed_quantile": 0.5}, "needs seeds of at least 2"),
+        ({"seeds": 4, "seed_quantile": 0.5, "race": 0.05}, "its test compares means"),
         ({"seeds": 4, "seed_quantile": 1.5}, "seed_quantile = 1.5: must be between 0 and 1"),
         ({"seeds": 4, "race": 0.9}, "race = 0.9: must be the level of a test"),
         ({"seeds": 2, "race": 0.05}, "a race needs seeds of at least 3, not 2"),
