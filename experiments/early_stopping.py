@@ -181,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=PROBLEMS)
-    parser.add_argument("--target", type=int, default=256, help="full trainings whose best loss is the target")
+    parser.add_argument("--target", type=int, default=128, help="full trainings whose best loss is the target")
     parser.add_argument("--trials", type=int, default=2048, help="trials for the share of useful steps")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

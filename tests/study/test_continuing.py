@@ -238,3 +238,40 @@ def test_killed_in_between_and_resumed_gives_the_same_bits(name, static, tmp_pat
     resumed = jh.run_study(study, folder, resume=True)
     assert_same_trials(straight, resumed)
     assert 0 < begun < len(resumed.trials["number"])
+
+
+@pytest.mark.parametrize("space", [SPACE, STATIC], ids=["traced", "static"])
+def test_a_study_whose_limit_was_raised_goes_on_as_if_it_had_never_ended(space, tmp_path):
+    study = lambda steps: jh.Study(noisy_descent(), space, jh.ASHA(jh.RandomSearch(8)), seed=4, max_steps=steps, shard_width=2)
+    straight = jh.run_study(study(1200))
+    jh.run_study(study(400), tmp_path / "s")
+    assert_same_trials(straight, jh.run_study(study(1200), tmp_path / "s", resume=True))
+
+
+def test_trials_of_rare_static_choices_do_not_starve():
+    """At most as many trials are answered before one as could begin while it was not yet late, and those of its own batch."""
+    lanes = 8
+    space = jh.Space({"rate": jh.Float(0.01, 0.5), "kind": jh.Choice([*"abcd"], static=True)})
+    result = jh.minimize(noisy_descent(3, 1), space, jh.RandomSearch(lanes), key=0, num_trials=200, shard_width=2)
+    answered = np.argsort(np.argsort(result.trials["round"], kind="stable"), kind="stable")
+    assert (answered - result.trials["number"]).max() <= 4 * lanes
+
+
+def test_where_every_training_fails_at_the_end_the_winner_is_one_that_has_not_failed_yet():
+    task = jh.Task(
+        init=lambda key, h: jnp.float32(0.0),
+        step=lambda key, h, s: s + 1.0,
+        evaluate=lambda h, s: {"loss": jnp.where(s > 3, jnp.nan, h["x"])},
+    )
+    optimizer = jh.ASHA(jh.RandomSearch(4), budgets=(1, 3))
+    result = jh.minimize(jh.Training(task, 9, 1), {"x": jh.Float(0, 1)}, optimizer, key=0, num_trials=40)
+    sound = ~result.trials["diverged"]
+    assert (~sound).any()
+    assert result.best.loss == result.trials["loss"][sound].min()
+    assert result.best.metrics["loss"] == result.best.loss
+
+
+def test_no_answer_before_the_end_is_said_so():
+    result = jh.minimize(noisy_descent(), SPACE, jh.RandomSearch(8), key=0, max_steps=16)
+    with pytest.raises(jh.JaxhpoError, match="no trial was answered before the study ended: raise max_steps"):
+        result.best  # noqa: B018

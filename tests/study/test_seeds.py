@@ -170,3 +170,28 @@ def test_a_winner_is_confirmed_beside_the_runner_up_on_the_same_seeds(tmp_path):
     x = result.trials["hparams.x"][order[:2]]
     # The offset that a seed gives to all cancels in pairs.
     assert np.std(losses[1] - losses[0] - (x[1] ** 2 - x[0] ** 2)) < 0.7 * np.std(losses[0])
+
+
+def test_a_dropped_trial_is_told_no_better_than_the_incumbent():
+    raced = jh.minimize(noisy(), SPACE, jh.SobolSearch(8), key=3, num_trials=100, seeds=8, race=0.05)
+    dropped = raced.trials["metrics.seeds"] < 8
+    assert 20 < dropped.sum() < 100
+    assert (raced.trials["loss"][dropped] > raced.best.loss).all()
+    assert (raced.trials["metrics.loss"][dropped] < raced.best.loss).any()  # on their few seeds some look better
+    assert not raced.trials["whole"][dropped].any()
+
+
+def test_raced_trials_are_replayed_on_the_seeds_that_they_had():
+    study = jh.Study(noisy(), SPACE, jh.SobolSearch(1), 20, 2, seeds=6, race=0.2)
+    result = jh.run_study(study)
+    for number in range(20):
+        again = jh.replay(study, result, number)
+        assert again["replayed"] == pytest.approx(again["recorded"], rel=1e-6)
+    assert len(set(result.trials["metrics.seeds"].tolist())) > 1
+
+
+def test_a_nan_on_one_seed_is_not_hidden_by_a_quantile():
+    loss = lambda key, h: jnp.where(jax.random.uniform(key) < 0.5, jnp.nan, h["x"])
+    result = jh.minimize(loss, SPACE, jh.RandomSearch(4), key=0, num_trials=8, seeds=6, seed_quantile=0.2)
+    assert np.isnan(columns(result, 6)).any(axis=1).all()
+    assert result.trials["diverged"].all()
