@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 PY ?= python3
 RUNS ?= runs
+# Compilation takes most of the time of the tests, and it uses one core.
+WORKERS ?= -n 2 --dist loadfile
 
 # Python 3.12 or newer for test-newest: the first that really starts, also among pyenv's.
 NEWEST ?= $(shell for v in 3.14 3.13 3.12; do for p in python$$v "$$HOME"/.pyenv/versions/$$v*/bin/python; do \
@@ -34,13 +36,13 @@ run: .venv/run.ok
 	.venv/bin/jaxhpo run configs/digits_pso.toml --out $(RUNS)/digits_pso-$$(date +%Y%m%d-%H%M%S)
 
 test: .venv/test.ok
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest $(WORKERS)
 
 test-slow: .venv/test.ok
-	.venv/bin/python -m pytest -m 'slow or not slow'
+	.venv/bin/python -m pytest $(WORKERS) -m 'slow or not slow'
 
 test-newest: .venv-newest/test.ok
-	.venv-newest/bin/python -m pytest
+	.venv-newest/bin/python -m pytest $(WORKERS)
 
 check: .venv/test.ok
 	.venv/bin/ruff check .
@@ -52,7 +54,7 @@ bench: .venv/test.ok
 	.venv/bin/python -m experiments.lanes
 	.venv/bin/python -m experiments.quickstart
 	.venv/bin/python -m experiments.nan_cliff
-	.venv/bin/python -m experiments.crash
+	for kind in pso asha hyperband pbt static race; do .venv/bin/python -m experiments.crash --kind $$kind; done
 	.venv/bin/python -m experiments.bayes
 	.venv/bin/python -m experiments.hypergradients
 	.venv/bin/python -m experiments.chaos
@@ -60,6 +62,9 @@ bench: .venv/test.ok
 	.venv/bin/python -m experiments.cleaning
 	.venv/bin/python -m experiments.learned_schedule
 	.venv/bin/python -m experiments.global_hyperparameters
+	.venv/bin/python -m experiments.early_stopping
+	.venv/bin/python -m experiments.static_choices
+	.venv/bin/python -m experiments.populations
 
 .venv/peers.ok: .venv/test.ok
 	$(call install,$(PY),.venv,dev$(,)peers)

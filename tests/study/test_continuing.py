@@ -82,8 +82,11 @@ def test_a_replay_gives_the_recorded_bits(name, space):
     assert jh.replay(study, result)["schedule"][-1]["hparams"] == hparams
 
 
-@pytest.mark.parametrize("space", [SPACE, STATIC], ids=["traced", "static"])
-@every_wrapper
+@pytest.mark.parametrize(
+    ("name", "space"),
+    [("ASHA", SPACE), ("Hyperband", SPACE), ("PBT", SPACE), ("ASHA", STATIC), ("PBT", STATIC)],
+    ids=["ASHA", "Hyperband", "PBT", "ASHA static", "PBT static"],
+)
 def test_the_same_bits_on_one_device_and_on_four(name, space):
     run = lambda devices: jh.minimize(
         noisy_descent(), space, wrappers(8)[name], key=1, num_trials=40, devices=devices, shard_width=2
