@@ -15,12 +15,13 @@ from jaxhpo.analysis import summary
 from jaxhpo.analysis.columns import element_names, elements, option_index
 from jaxhpo.analysis.document import write
 from jaxhpo.errors import JaxhpoError
+from jaxhpo.study.record import holds_study, read_answers
 
 if TYPE_CHECKING:
     from jaxhpo.study.record import StudyRecord, TrialRow
 
 FORMATS = ("csv", "jsonl", "optuna")
-_FIELDS = ("number", "round", "lane", "loss", "value", "diverged", "steps", "seconds", "error")
+_FIELDS = ("number", "parent", "start", "round", "lane", "loss", "value", "diverged", "steps", "whole", "seconds", "error")
 
 
 def export(record: StudyRecord, to: str, path: Path | str | None = None) -> Path | str:
@@ -145,7 +146,11 @@ def _to_optuna(record: StudyRecord, target: Path | str) -> str:
         else:
             distribution = make.FloatDistribution(leaf["low"], leaf["high"], log=bool(leaf.get("log")))
         known |= dict.fromkeys(element_names(leaf), (leaf, distribution, options))
-    trials = [_frozen(optuna, record, trial, begun, known) for trial, begun in zip(record.trials, _begun(record), strict=True)]
+    answers = read_answers(record.folder) if holds_study(record.folder) else {}
+    trials = [
+        _frozen(optuna, record, trial, begun, known, answers.get(trial.number, ()))
+        for trial, begun in zip(record.trials, _begun(record), strict=True)
+    ]
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -197,19 +202,22 @@ def _begun(record: StudyRecord) -> list[float]:
     return [begun[trial.number] for trial in record.trials]
 
 
-def _frozen(optuna: Any, record: StudyRecord, trial: TrialRow, begun: float, known: dict[str, Any]) -> Any:
-    """A finished trial of Optuna; a diverged one is FAIL, with its steps and error as attributes."""
+def _frozen(optuna: Any, record: StudyRecord, trial: TrialRow, begun: float, known: dict[str, Any], answers: Any) -> Any:
+    """A finished trial of Optuna; a diverged one is FAIL, one that was stopped early PRUNED, with its losses on the way."""
     lost = trial.diverged or _finite(trial.loss) is None
     params, distributions = _parameters(record, trial, known)
-    attributes = {"lane": trial.lane, "steps": trial.steps} | {
-        f"metrics.{name}": value for name, value in _plain(trial.metrics).items() if name != record.metric
-    }
+    states, sign = optuna.trial.TrialState, -1.0 if record.direction == "maximize" else 1.0
+    attributes = (
+        {"lane": trial.lane, "steps": trial.steps}
+        | ({"parent": trial.parent} if trial.parent >= 0 else {})
+        | {f"metrics.{name}": value for name, value in _plain(trial.metrics).items() if name != record.metric}
+    )
     if lost:
         attributes |= {"diverged": True} | ({"error": trial.error} if trial.error else {})
     return optuna.trial.FrozenTrial(
         number=trial.number,
         trial_id=trial.number,
-        state=optuna.trial.TrialState.FAIL if lost else optuna.trial.TrialState.COMPLETE,
+        state=states.FAIL if lost else states.COMPLETE if trial.whole else states.PRUNED,
         value=None if lost else float(summary.stated(record, trial)),
         datetime_start=datetime.datetime.fromtimestamp(record.created + begun),
         datetime_complete=datetime.datetime.fromtimestamp(record.created + trial.seconds),
@@ -217,5 +225,5 @@ def _frozen(optuna: Any, record: StudyRecord, trial: TrialRow, begun: float, kno
         distributions=distributions,
         user_attrs=attributes,
         system_attrs={},
-        intermediate_values={},
+        intermediate_values={steps: sign * loss for steps, loss in answers if _finite(loss) is not None},
     )

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import hashlib
 import json
 import math
 import signal
@@ -28,9 +26,10 @@ from jaxhpo.core import Optimizer, problems_of
 from jaxhpo.errors import JaxhpoError
 from jaxhpo.hypergradients import gauge
 from jaxhpo.hypergradients.estimate import is_estimator
-from jaxhpo.space import Space, as_space, label_of
+from jaxhpo.space import Space, as_space
 from jaxhpo.study import record as records
 from jaxhpo.study.engines import CompiledEngine, Engine, HostEngine, host_trials, is_over_jit
+from jaxhpo.study.identity import described, identity_of
 from jaxhpo.study.keeper import Keeper
 from jaxhpo.study.limits import Limits, Seeding, check_seeding, number_between
 from jaxhpo.study.loop import Carry
@@ -40,7 +39,6 @@ from jaxhpo.study.record import Record
 from jaxhpo.study.result import Result, Trial, TrialTable
 from jaxhpo.study.room import rounds_that_fit, with_room
 from jaxhpo.study.rows import earlier_rows, rows_of
-from jaxhpo.study.snapshot import to_numpy
 from jaxhpo.study.static_groups import StaticGroups
 from jaxhpo.tasks import HostFunction, Training
 
@@ -201,77 +199,11 @@ def make_engine(study: Study, problem: Problem, plan: Plan) -> Engine:
     return CompiledEngine(problem, plan)
 
 
-def _settings(optimizer: Any) -> dict[str, Any]:
-    """An optimizer as plain data: its name and fields."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return _settings(value)
-        if isinstance(value, functools.partial):
-            bound = {"args": [plain(x) for x in value.args]} if value.args else {}
-            return {"function": plain(value.func), **bound, **{name: plain(x) for name, x in value.keywords.items()}}
-        return value.tolist() if hasattr(value, "tolist") else label_of(value)
-
-    fields = {field.name: plain(getattr(optimizer, field.name)) for field in dataclasses.fields(optimizer)}
-    return {"name": type(optimizer).__name__, **fields}
-
-
-def _estimator_settings(estimator: Any) -> dict[str, Any]:
-    """The same of an estimator, whose task is told by its data and its factory."""
-    blank = {name: None for name in ("task", "loss") if hasattr(estimator, name)}
-    settings = _settings(dataclasses.replace(estimator, **blank))
-    return {name: value for name, value in settings.items() if name not in blank}
-
-
-def _described(study: Study) -> dict[str, Any]:
-    """A study made in Python, told as a config would."""
-    seed = study.seed if isinstance(study.seed, (int, np.integer)) else np.asarray(jax.random.key_data(study.key)).tolist()
-    told = {"name": study.name, "seed": seed, "num_trials": study.num_trials, "metric": study.metric}
-    more = ("max_steps", "max_seconds", "target", "seeds", "seed_quantile", "race", "shard_width")
-    defaults = {field.name: field.default for field in dataclasses.fields(Study)}
-    told |= {name: getattr(study, name) for name in more if getattr(study, name) != defaults[name]}
-    space = {
-        row["name"]: {key: value for key, value in row.items() if key not in ("name", "offset")}
-        for row in study.space.describe()
-    }
-    return {"study": {**told, "direction": study.direction}, "space": space, "optimizer": _settings(study.optimizer)}
-
-
-def _digest(task: Any) -> str:
-    """SHA-256 of all data that a task holds."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(to_numpy(task)):
-        digest.update(f"{leaf.dtype}{leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
-
-
-def _identity(study: Study, problem: Problem, width: int) -> dict[str, Any]:
-    """What makes the trials of a study what they are; a resumed study must have the same."""
-    estimator = {"estimator": _estimator_settings(problem.task)} if problem.has_gradient else {}
-    seeding = dataclasses.asdict(study.seeding) if study.seeds != 1 else {}
-    return {
-        **estimator,
-        **({"seeds": seeding} if seeding else {}),
-        "space": study.space.describe(),
-        "optimizer": _settings(study.optimizer),
-        "num_trials": study.num_trials,
-        "metric": problem.metric,
-        "direction": study.direction,
-        "key": np.asarray(jax.random.key_data(study.key)).tolist(),
-        "num_steps": problem.num_steps,
-        "round_steps": problem.round_steps,
-        "shard_width": width,
-        "task": study.config.get("task"),
-        "data": _digest(problem.task),
-    }
-
-
 def reopen(study: Study, problem: Problem, folder: Path) -> Record:
     """The record of this very study, locked for writing."""
     facts = records.recorded_facts(folder)
     width = facts["identity"]["shard_width"] if study.shard_width is None else study.shard_width
-    record = records.reopen_record(folder, _identity(study, problem, width))
+    record = records.reopen_record(folder, identity_of(study, problem, width))
     now = environment()
     changes = [f"{name} {facts['env'].get(name)} then, {now[name]} now" for name in now if facts["env"].get(name) != now[name]]
     if changes:
@@ -280,16 +212,16 @@ def reopen(study: Study, problem: Problem, folder: Path) -> Record:
 
 
 def _create(study: Study, problem: Problem, plan: Plan, folder: Path) -> Record:
-    identity = _identity(study, problem, plan.width)
+    told = identity_of(study, problem, plan.width)
     facts = {
         "name": study.name,
-        "config": study.config or _described(study),
+        "config": study.config or described(study),
         "space": study.space.describe(),
         "env": {**environment(), "devices": plan.num_devices, "shard_width": plan.width},
         "metric": problem.metric,
         "direction": study.direction,
         "num_trials": study.num_trials,
-        "identity": json.loads(records.canonical(identity)),
+        "identity": json.loads(records.canonical(told)),
     }
     made = records.create_record(folder, facts)
     try:

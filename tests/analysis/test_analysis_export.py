@@ -7,6 +7,7 @@ import pytest
 
 from jaxhpo.analysis.export import export
 from jaxhpo.errors import JaxhpoError
+from jaxhpo.study.record import read_record
 
 
 @pytest.fixture
@@ -111,3 +112,26 @@ def test_optuna_refusals(make_record, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="halfway"):
         export(make_record([1.0]), "optuna", tmp_path / "half.db")
     assert optuna.get_all_study_names(storage=f"sqlite:///{tmp_path / 'half.db'}") == []
+
+
+def test_trials_that_were_stopped_early_are_pruned_ones_with_their_losses_on_the_way(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    import jax.numpy as jnp
+
+    import jaxhpo as jh
+
+    task = jh.Task(
+        lambda key, h: jnp.zeros(()), lambda key, h, s: s + 1.0, lambda h, s: {"score": h["x"] - 1.0 / s}
+    )  # higher with every step
+    optimizer = jh.ASHA(jh.RandomSearch(4), budgets=(1, 3))
+    result = jh.maximize(jh.Training(task, 9, 1), {"x": jh.Float(0, 1)}, optimizer, key=0, num_trials=20, record=tmp_path / "s")
+    url = f"sqlite:///{tmp_path / 'out.db'}"
+    export(read_record(tmp_path / "s"), "optuna", url)
+    (name,) = optuna.get_all_study_names(url)
+    trials = optuna.load_study(study_name=name, storage=url).trials
+    for trial, x, steps, whole in zip(trials, *(result.trials[k] for k in ("hparams.x", "steps", "whole")), strict=True):
+        assert trial.state.name == ("COMPLETE" if whole else "PRUNED")
+        looked = [s for s in (1, 3, 9) if s <= steps]
+        assert list(trial.intermediate_values) == looked
+        assert trial.intermediate_values[looked[-1]] == pytest.approx(x - 1.0 / steps, abs=1e-6)
+    assert {trial.state.name for trial in trials} == {"COMPLETE", "PRUNED"}
