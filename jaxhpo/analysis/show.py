@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from jaxhpo.analysis import summary
@@ -61,7 +62,12 @@ def _confirmed(record: StudyRecord) -> list[str]:
         values = (note.get(split) or {}).get(record.metric) or []
         finite = [float(x) for x in values if x is not None and float("-inf") < float(x) < float("inf")]
         if finite:
-            parts.append(f"{split} {number(sum(finite) / len(finite), 5)}")
+            mean = sum(finite) / len(finite)
+            text = f"{split} {number(mean, 5)}"
+            if len(finite) > 1:
+                variance = sum((x - mean) ** 2 for x in finite) / (len(finite) - 1)
+                text += f" (standard error {number(math.sqrt(variance / len(finite)), 2)})"
+            parts.append(text)
     if not parts:
         return []
     lines = [f"  mean over {note.get('seeds')} fresh seeds (trial {note.get('number')}): {', '.join(parts)}"]
