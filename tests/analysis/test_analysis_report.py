@@ -172,7 +172,16 @@ def test_show(make_record):
     assert lines[3] == "  diverged: 1 of 5 (20 %)"
     assert lines[4] == "  first error (trial 1): ValueError: no"
     assert "Best: loss 0.25 (trial 2)" in lines
-    assert "  mean over 5 fresh seeds (trial 2): validation 0.32, test 0.405" in lines
+    confirmed = next(line for line in lines if "fresh seeds" in line)
+    means = (
+        r"  mean over 5 fresh seeds \(trial 2\): validation 0.32 \(standard error (\S+)\), test 0.405 \(standard error (\S+)\)"
+    )
+    found = re.fullmatch(means, confirmed)
+    assert found is not None
+    note = record.notes["confirmation"]
+    for split, told in zip(("validation", "test"), found.groups(), strict=True):
+        values = [x for x in note[split][record.metric] if x is not None]
+        assert float(told) == pytest.approx(np.std(values, ddof=1) / np.sqrt(len(values)), rel=0.06)
     rows = [line.split()[:2] for line in lines[lines.index("Best 4:") + 2 :]]
     assert rows == [["2", "0.25"], ["4", "0.3"], ["3", "0.7"], ["0", "0.9"]]
     assert max(map(len, lines)) <= 112
