@@ -71,7 +71,7 @@ def blocks_of(record: StudyRecord, figures: bool) -> list[Block]:
 def _head(record: StudyRecord, best: Sequence[TrialRow]) -> list[Block]:
     finished, lost = len(record.trials), summary.num_diverged(record)
     aim = "lower is better" if record.direction == "minimize" else "higher is better"
-    facts = [("status", record.status), ("trials", summary.trials_of(record))]
+    facts = [("status", record.status + summary.ended_by(record)), ("trials", summary.trials_of(record))]
     if best:
         facts.insert(0, (f"best {shorten(record.metric, 24)} in the search", number(summary.stated(record, best[0]), 5)))
     facts.append(("diverged", f"{lost} ({percent(lost / finished)})" if finished else NOTHING))
@@ -112,6 +112,8 @@ def _winner(record: StudyRecord, best: TrialRow) -> list[Block]:
     rows += [[clean(name), value(x, 6, 16), "constant"] for name, x in best.hparams.items() if name not in known]
     steps = f", {best.steps} training steps" if best.steps else ""
     line = f"Trial {best.number}{steps}, known after {duration(best.seconds)}."
+    if not best.whole:
+        line += f" {summary.caveat(record, best)}"
     parts: list[Block] = [Heading("The winner"), Paragraph(line), Table(["hyperparameter", "value", "searched"], rows)]
     return parts + _schedule(record, best)
 
@@ -320,7 +322,7 @@ def _speed(record: StudyRecord) -> list[Block]:
         rows.append(["training steps a second while running", number(steps / ran, 3)])
     lanes, programs = record.notes.get("lanes") or {}, record.notes.get("programs") or {}
     if lanes.get("share") is not None:
-        rows.append(["share of the lanes' steps spent on trials that had not ended", percent(lanes["share"])])
+        rows.append(["lanes at work, share of their steps", percent(lanes["share"])])
     rows += [[clean(name), value(x)] for name, x in timing.items() if name not in ("compile_seconds", "run_seconds")]
     parts: list[Block] = [Heading("Speed"), Table(["what", "value"], rows)] if record.trials else []
     if programs:

@@ -22,7 +22,7 @@ def format_record(record: StudyRecord) -> str:
     seed, optimizer = summary.seed_of(record), summary.optimizer_of(record)
     aim = f"{record.direction} {clean(record.metric)}"
     lines = [
-        f"{clean(record.name)}: {record.status}, {summary.trials_of(record)} trials",
+        f"{clean(record.name)}: {record.status}{summary.ended_by(record)}, {summary.trials_of(record)} trials",
         f"  {aim}" + (f" with {clean(optimizer)}" if optimizer else "") + (f", seed {seed}" if seed is not None else ""),
         f"  begun {moment(record.created)}, {duration(summary.seconds_of(record))}"
         + (f", {number(speed, 3)} trials/s" if speed else ""),
@@ -43,6 +43,9 @@ def format_record(record: StudyRecord) -> str:
             [*lines, "", "No trial has finished with a loss yet." if not finished else "No trial has a finite loss."]
         )
     lines += ["", f"Best: {shorten(record.metric, 40)} {number(summary.stated(record, best[0]), 6)} (trial {best[0].number})"]
+    caveat = summary.caveat(record, best[0])
+    if caveat:
+        lines.append(f"  {caveat}")
     hparams = list(best[0].hparams.items())
     width = min(max(len(clean(name)) for name, _ in hparams), 40) if hparams else 0
     lines += [f"  {shorten(name, 40):<{width}}  {fitting(x, 60, 6)}" for name, x in hparams[:_MOST_HPARAMS]]

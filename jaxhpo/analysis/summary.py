@@ -41,6 +41,21 @@ def lineage_of(record: StudyRecord, trial: TrialRow) -> list[TrialRow]:
     return found[::-1]
 
 
+def ended_by(record: StudyRecord) -> str:
+    """What ended the study, in words to be put behind its status; nothing where that is plain."""
+    limit = (record.notes.get("lanes") or {}).get("ended_by") if record.status == "finished" else None
+    return {"target": ", target reached", "max_steps": ", max_steps reached"}.get(limit or "", "")
+
+
+def caveat(record: StudyRecord, best: TrialRow) -> str | None:
+    """What must be known of a winner before its hyperparameters are used; None where there is nothing."""
+    if not best.whole:
+        return f"No trial was trained to the end: this one was for {best.steps} steps."
+    if best.parent >= 0:
+        return "Its hyperparameters are those at its end; jaxhpo replay tells and trains the whole schedule."
+    return None
+
+
 def certainty(record: StudyRecord) -> tuple[float, int] | None:
     """The probability that the winner is truly better than the runner-up, and the runner-up; None where it is not known."""
     note = record.notes.get("confirmation") or {}

@@ -109,11 +109,15 @@ def _write_report(folder: Path) -> list[Path]:
 
 def _summarize(study: Study, result: Result, folder: Path, paths: list[Path], confirmed: bool) -> None:
     from jaxhpo.analysis.format import duration, number, value
+    from jaxhpo.analysis.summary import caveat
     from jaxhpo.study.record import read_record
 
     record = read_record(folder)
     if result.winner is not None:
         print(f"best {record.metric} {number(result.best.value, 6)} in trial {result.best.number} of {len(record.trials)}")
+        known = None if record.best is None else caveat(record, record.best)
+        if known:
+            print(f"  {known}")
         hparams = record.best.hparams if record.best is not None else {}
         width = max(map(len, hparams), default=0)
         for name, setting in hparams.items():

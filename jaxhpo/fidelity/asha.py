@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxhpo.core import FRESH, Array, CubeSpec, Feedback, Query, pytree_dataclass, setting
+from jaxhpo.core import FRESH, Array, CubeSpec, Feedback, Optimizer, Query, pytree_dataclass, setting
 from jaxhpo.fidelity.inner import check_inner, fitted_inner, lifted, tell
 from jaxhpo.fidelity.rungs import check_budgets, check_training, due_steps, geometric_rungs, given_rungs
 from jaxhpo.fidelity.table import empty_table, enlarged_both, entered, holds_both, rank_and_count
@@ -66,7 +66,7 @@ class ASHA:
         JaxhpoError: by ``init`` where ``budgets`` is None, and by ``for_training`` for what does not fit the training.
     """
 
-    inner: Any
+    inner: Optimizer
     reduction: float = setting(3.0, low=1.1)
     grace: int | None = setting(None, low=1)
     num_rungs: int = setting(3, static=True, low=1)

@@ -7,11 +7,10 @@ JMLR 18, 2018, Algorithm 1.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 
-from jaxhpo.core import CubeSpec, Feedback, Query, pytree_dataclass, setting
+from jaxhpo.core import CubeSpec, Feedback, Optimizer, Query, pytree_dataclass, setting
 from jaxhpo.fidelity.brackets import Brackets, Plan, answered, asked, bracket_rungs, first_brackets, halved
 from jaxhpo.fidelity.inner import check_inner, fitted_inner, inner_enlarged, inner_holds
 from jaxhpo.fidelity.rungs import check_budgets, check_training, due_steps
@@ -62,7 +61,7 @@ class Hyperband:
         JaxhpoError: by ``init`` where ``budgets`` is None, and by ``for_training`` for what does not fit the training.
     """
 
-    inner: Any
+    inner: Optimizer
     reduction: int = setting(3, static=True, low=2)
     num_rungs: int | None = setting(None, static=True, low=1)
     grace: int | None = setting(None, low=1)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxhpo.core import FRESH, Array, CubeSpec, Feedback, Query, pytree_dataclass, setting
+from jaxhpo.core import FRESH, Array, CubeSpec, Feedback, Optimizer, Query, pytree_dataclass, setting
 from jaxhpo.errors import JaxhpoError
 from jaxhpo.fidelity.inner import check_inner, fitted_inner, lifted, tell
 from jaxhpo.fidelity.rungs import (
@@ -95,7 +95,7 @@ class MedianStopping:
         JaxhpoError: by ``init`` where ``budgets`` is None, and by ``for_training`` for what does not fit the training.
     """
 
-    inner: Any
+    inner: Optimizer
     interval: int | None = setting(None, low=1)
     grace: int | None = setting(None, low=0)
     min_trials: int = setting(5, low=1)

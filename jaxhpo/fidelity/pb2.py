@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxhpo.core import FRESH, CubeSpec, Feedback, Query, pytree_dataclass, setting
+from jaxhpo.core import FRESH, CubeSpec, Feedback, Optimizer, Query, pytree_dataclass, setting
 from jaxhpo.fidelity import bandit
 from jaxhpo.fidelity import population as members
 from jaxhpo.fidelity.bandit import Belief, Changes
@@ -91,7 +91,7 @@ class PB2:
         JaxhpoError: as :class:`PBT`.
     """
 
-    inner: Any
+    inner: Optimizer
     interval: int | None = setting(None, low=1)
     max_steps: int | None = setting(None, low=2)
     fraction: float = setting(0.2, low=0.0, high=0.5)

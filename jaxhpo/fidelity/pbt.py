@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxhpo.core import FRESH, Array, CubeSpec, Feedback, Query, pytree_dataclass, setting
+from jaxhpo.core import FRESH, Array, CubeSpec, Feedback, Optimizer, Query, pytree_dataclass, setting
 from jaxhpo.fidelity import population as members
 from jaxhpo.fidelity.explore import EXPLORES, explored
 from jaxhpo.fidelity.inner import inner_holds
@@ -76,7 +76,7 @@ class PBT:
             without an interval.
     """
 
-    inner: Any
+    inner: Optimizer
     interval: int | None = setting(None, low=1)
     max_steps: int | None = setting(None, low=2)
     exploit: str = setting("truncation", static=True, choices=EXPLOITS)

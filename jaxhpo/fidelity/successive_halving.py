@@ -6,11 +6,10 @@ Jamieson & Talwalkar, "Non-stochastic best arm identification and hyperparameter
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 
-from jaxhpo.core import CubeSpec, Feedback, Query, pytree_dataclass, setting
+from jaxhpo.core import CubeSpec, Feedback, Optimizer, Query, pytree_dataclass, setting
 from jaxhpo.errors import JaxhpoError
 from jaxhpo.fidelity.brackets import Brackets, Plan, answered, asked, bracket_rungs, first_brackets, halved
 from jaxhpo.fidelity.inner import check_inner, fitted_inner, inner_enlarged, inner_holds
@@ -53,7 +52,7 @@ class SuccessiveHalving:
             for what does not fit the training.
     """
 
-    inner: Any
+    inner: Optimizer
     reduction: int = setting(3, static=True, low=2)
     num_rungs: int | None = setting(None, static=True, low=1)
     num_configs: int | None = setting(None, static=True, low=1)

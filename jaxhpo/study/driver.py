@@ -333,7 +333,8 @@ def _drive(
         left = None
         if study.num_trials is not None and finished - at_start >= study.optimizer.num_lanes:
             left = (study.num_trials - finished) / rate
-        if study.max_steps is not None and carry is not None and int(carry.busy) > busy_at_start:
+        # The first rounds of a run tell little of the others.
+        if study.max_steps is not None and carry is not None and int(carry.round) >= round_at_start + 8:
             to_go = (int(problem.max_rounds) - int(carry.busy)) / (int(carry.busy) - busy_at_start) * running
             left = to_go if left is None else min(left, to_go)
         if study.max_seconds is not None:
@@ -342,7 +343,7 @@ def _drive(
         diverged = 0 if carry is None else int(carry.diverged)
         progress(Progress(finished, study.num_trials, best, diverged, before + running, rate, left, phase))
 
-    busy_at_start = 0
+    busy_at_start = round_at_start = 0
     started, at_start = began, 0
     tell(None, "compiling")
     carry = engine.place(engine.first()) if keeper is None else keeper.restore(engine)
@@ -352,6 +353,7 @@ def _drive(
     jax.block_until_ready(carry)
     compiled = time.perf_counter()
     started, at_start, busy_at_start = compiled, int(carry.finished), int(carry.busy)
+    round_at_start = int(carry.round)
     rounds, status = 1, "finished"
     while not is_over_jit(problem, carry):
         chunk_began = time.perf_counter()
@@ -409,7 +411,13 @@ def _lanes(study: Study, problem: Problem, carry: Carry) -> dict[str, Any]:
     trained, rounds = int(carry.busy), int(carry.round) * study.optimizer.num_lanes
     in_step = not study.space.static_slots and not isinstance(study.objective, HostFunction)
     share = trained / rounds if rounds and in_step else None
-    return {"num_lanes": study.optimizer.num_lanes, "steps": trained * each, "share": share}
+    ended = (
+        "num_trials" if int(carry.finished) >= int(problem.num_trials) or bool(carry.stuck)
+        else "target" if bool(carry.best_whole) and float(carry.best_loss) <= float(problem.target)
+        else "max_steps" if trained >= int(problem.max_rounds)
+        else None
+    )  # fmt: skip
+    return {"num_lanes": study.optimizer.num_lanes, "steps": trained * each, "share": share, "ended_by": ended}
 
 
 def _winner(study: Study, table: TrialTable) -> Trial | None:

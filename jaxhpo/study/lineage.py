@@ -130,12 +130,14 @@ def replay(study: Study, source: Result | str | Path, number: int | None = None)
     count = 1 if problem.num_seeds == 1 else int(row["metrics"].get("seeds") or problem.num_seeds)
     outcome, test = _in_rounds(problem, plan, parts, count)
     recorded = row["metrics"].get(problem.metric)
+    validation, replayed = _means(outcome, outcome.metrics), _loss(problem, outcome)
+    validation[problem.metric] = None if replayed is None else float(problem.sign) * replayed
     return {
         "number": row["number"],
         "schedule": [{name: x for name, x in vars(part).items() if name != "cube"} for part in parts],
         "recorded": None if row["loss"] is None or recorded is None else float(problem.sign) * recorded,
-        "replayed": _loss(problem, outcome),
-        "validation": _means(outcome, outcome.metrics),
+        "replayed": replayed,
+        "validation": validation,
         "test": _means(outcome, test),
     }
 

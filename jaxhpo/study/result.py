@@ -41,7 +41,8 @@ class Result:
         winner: the best trial, None if there is none.
         facts: for every trial what :func:`jaxhpo.study.replay` needs.
         lanes: ``num_lanes``; ``steps``, training steps spent on trials that had not ended, over all lanes; ``share``, the
-            part of all steps that these are, None where lanes do not train in step (host functions, static choices).
+            part of all steps that these are, None where lanes do not train in step (host functions, static choices);
+            ``ended_by``, the limit that ended the study, None for time and interruption.
         programs: seconds that each program of a static choice took to compile, by its labels.
         first_error: what the first trial that raised said; None if none did.
     """

@@ -89,7 +89,7 @@ def from_nnx(
         batch_size: examples a step; None for all of them. A function of the hyperparameters makes it a traced one, such as
             ``lambda hparams: hparams["batch"]``: every step computes ``max_batch_size`` examples, the first of which count. The
             loss must be a mean over examples, and the network must not mix them, as BatchNorm does.
-        max_batch_size: the greatest batch, where ``batch_size`` is a function.
+        max_batch_size: the greatest batch, where ``batch_size`` is a function; what it gives above counts as this.
 
     Raises:
         TypeError, ValueError: for data that do not pair up, or an impossible ``batch_size``.
