@@ -366,7 +366,8 @@ def test_close_ends_busy_and_stubborn_workers_at_once(tmp_path):
         raise ZeroDivisionError
     assert time.monotonic() - begin < 5.0
     assert set(multiprocessing.active_children()) <= before
-    assert not any(alive(pid) for pid in calls(tmp_path / "pids"))
+    # Killed; on a busy machine the system takes a moment to clear away what the workers had started.
+    assert wait_for(lambda: not any(alive(pid) for pid in calls(tmp_path / "pids")))
     with pytest.raises(RuntimeError, match="closed"):
         executor.submit(Job(2, {"do": "return"}, 0))
 
