@@ -7,6 +7,7 @@ of the whole: see :func:`lifted`.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -80,3 +81,9 @@ def inner_holds(inner: Any, state: Any) -> int:
 def inner_enlarged(inner: Any, state: Any) -> Any:
     """The inner optimizer's state with a larger table; the same object where it grows no further."""
     return inner.enlarged(state) if hasattr(inner, "enlarged") else state
+
+
+def with_larger_inner(inner: Any, state: Any) -> Any:
+    """The state of a wrapper with a larger table of the inner optimizer; the same object where it grows no further."""
+    more = inner_enlarged(inner, state.inner)
+    return state if more is state.inner else dataclasses.replace(state, inner=more)

@@ -18,7 +18,7 @@ from jaxhpo.fidelity import bandit
 from jaxhpo.fidelity import population as members
 from jaxhpo.fidelity.bandit import Belief, Changes
 from jaxhpo.fidelity.explore import perturbed, redrawn
-from jaxhpo.fidelity.inner import inner_holds
+from jaxhpo.fidelity.inner import inner_holds, with_larger_inner
 from jaxhpo.fidelity.population import Population
 from jaxhpo.surrogates.acquisition import upper_confidence
 from jaxhpo.surrogates.kernels import inputs_of
@@ -159,7 +159,7 @@ class PB2:
 
     def enlarged(self, state: PB2State) -> PB2State:
         """The state with a larger table of the inner optimizer, as far as it grows; between updates, for shapes change."""
-        return members.enlarged(self.inner, state)
+        return with_larger_inner(self.inner, state)
 
     def _observed(self, state: PB2State, population: Population, done: jax.Array) -> Changes:
         """The intervals that ended in this round entered: changes of the loss per interval, failures from anywhere."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxhpo.core import FRESH, Array, CubeSpec, Feedback, Optimizer, Query, pytree_dataclass, setting
 from jaxhpo.fidelity import population as members
 from jaxhpo.fidelity.explore import EXPLORES, explored
-from jaxhpo.fidelity.inner import inner_holds
+from jaxhpo.fidelity.inner import inner_holds, with_larger_inner
 from jaxhpo.fidelity.population import EXPLOITS, Population
 
 
@@ -125,7 +125,7 @@ class PBT:
 
     def enlarged(self, state: PBTState) -> PBTState:
         """The state with a larger table of the inner optimizer, as far as it grows; between updates, for shapes change."""
-        return members.enlarged(self.inner, state)
+        return with_larger_inner(self.inner, state)
 
     def _sources(self, key: jax.Array, loss: Array, peers: Array) -> jax.Array:
         """Whom each lane would copy, ``i32[B]``."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxhpo.core import FRESH, FULL, Array, CubeSpec, Feedback, Query, pytree_dataclass
 from jaxhpo.errors import JaxhpoError
-from jaxhpo.fidelity.inner import check_inner, fitted_inner, inner_enlarged, lifted, tell
+from jaxhpo.fidelity.inner import check_inner, fitted_inner, lifted, tell
 from jaxhpo.fidelity.rungs import check_training
 
 EXPLOITS = ("truncation", "binary_tournament")
@@ -243,9 +243,3 @@ def first_points(inner: Any, key: jax.Array, spec: CubeSpec) -> tuple[Any, jax.A
     key_init, key_ask = jax.random.split(key)
     state = inner.init(key_init, spec)
     return state, jnp.asarray(inner.ask(key_ask, state).cube)
-
-
-def enlarged(inner: Any, state: Any) -> Any:
-    """The state of a wrapper with a larger table of the inner optimizer, the same object where it grows no further."""
-    more = inner_enlarged(inner, state.inner)
-    return state if more is state.inner else dataclasses.replace(state, inner=more)

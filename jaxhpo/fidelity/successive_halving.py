@@ -12,7 +12,7 @@ import jax
 from jaxhpo.core import CubeSpec, Feedback, Optimizer, Query, pytree_dataclass, setting
 from jaxhpo.errors import JaxhpoError
 from jaxhpo.fidelity.brackets import Brackets, Plan, answered, asked, bracket_rungs, first_brackets, halved
-from jaxhpo.fidelity.inner import check_inner, fitted_inner, inner_enlarged, inner_holds
+from jaxhpo.fidelity.inner import check_inner, fitted_inner, inner_holds, with_larger_inner
 from jaxhpo.fidelity.rungs import check_budgets, check_training, due_steps
 
 _NAME = "SuccessiveHalving"
@@ -107,8 +107,7 @@ class SuccessiveHalving:
 
     def enlarged(self, state: Brackets) -> Brackets:
         """The state with a larger table of the inner optimizer; between updates, for shapes change."""
-        inner = inner_enlarged(self.inner, state.inner)
-        return state if inner is state.inner else dataclasses.replace(state, inner=inner)
+        return with_larger_inner(self.inner, state)
 
     def _check_lanes(self) -> None:
         if self.num_configs is not None and self.num_configs > self.num_lanes:
