@@ -1,0 +1,348 @@
+"""Whole tuning jobs beside Optuna and hyperoptax: wall-clock to the loss that Optuna reaches, and the winner's test metric.
+
+    python -m experiments.peers_studies [--problems digits letter] [--seeds 5] [--trainings 256] [--out peers_studies.md]
+
+Everyone tunes the same network on the same data in the same space, trains it by the same functions (``jaxhpo.Task``), jitted
+once, and may spend the training steps of ``--trainings`` full trainings. The peers are driven as their documentation does:
+
+    optuna-tpe       ``TPESampler`` and ``MedianPruner``, one trial after the other, the loss reported every round
+    optuna-tpe-2     the same with ``n_jobs=2``
+    optuna-gp        ``GPSampler``, whole trainings, ``--gp-trainings`` of them: it takes about a second for each proposal
+    hyperoptax       ``BayesianSearch``, batches of eight under ``vmap``, whole trainings, as many as for ``optuna-gp``
+    asha-tpe         ours: ``ASHA(TPE)`` on 32 lanes
+    bayesopt         ours: ``BayesOpt`` on 8 lanes, as many trainings as ``optuna-gp``
+
+Every study runs in a process of its own, without a compile cache, one after the other in turns. The target of a seed is the
+best loss of a whole training that ``optuna-tpe`` found with it, and its time is when it first had it. Times are told without
+and with compilation. Winners are trained again on the same fresh seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.ranks import PROBLEMS
+from jaxhpo.analysis.format import interval, number
+from jaxhpo.analysis.statistics import mean_interval, paired_comparison
+
+FEW = ("optuna-gp", "hyperoptax", "bayesopt")
+"""Those that get ``--gp-trainings`` full trainings."""
+
+
+class Curve:
+    """When which loss of a whole training was known, in seconds after the search began, compiled."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, float]] = []
+        self.best: tuple[float, dict[str, Any]] = (math.inf, {})
+        self.begun = time.perf_counter()
+
+    def add(self, loss: float, hparams: dict[str, Any], seconds: float | None = None) -> None:
+        when = time.perf_counter() - self.begun if seconds is None else seconds
+        if math.isfinite(loss):
+            self.points.append((when, loss))
+            self.best = min(self.best, (loss, hparams), key=lambda pair: pair[0])
+
+
+def stepwise(training: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """``begin(key, hparams)`` and ``advance(key, hparams, state, done)``, which trains one round: state and loss."""
+    import jax
+    import jax.numpy as jnp
+
+    round_steps = training.steps_per_round or -(-training.num_steps // 10)
+
+    @jax.jit
+    def begin(task: Any, key: Any, hparams: Any) -> Any:
+        return task.init(jax.random.fold_in(key, 0), hparams)
+
+    @jax.jit
+    def advance(task: Any, key: Any, hparams: Any, state: Any, done: Any) -> Any:
+        step = lambda i, state: task.step(jax.random.fold_in(key, 1 + done + i), hparams, state)
+        state = jax.lax.fori_loop(0, jnp.minimum(round_steps, training.num_steps - done), step, state)
+        return state, task.evaluate(hparams, state)["loss"]
+
+    task = jax.device_put(training.task)
+    return functools.partial(begin, task), functools.partial(advance, task)
+
+
+def suggested(space: Any, trial: Any) -> dict[str, Any]:
+    """A trial of Optuna in the same space; a traced choice arrives as its index."""
+    found = {}
+    for row in space.describe():
+        name = row["name"]
+        if row["type"] == "choice":
+            found[name] = trial.suggest_categorical(name, list(range(len(row["options"]))))
+        else:
+            suggest = trial.suggest_int if row["type"] == "int" else trial.suggest_float
+            found[name] = suggest(name, row["low"], row["high"], log=row["log"])
+    return found
+
+
+def as_floats(hparams: dict[str, Any]) -> dict[str, Any]:
+    """Arrays of one dtype for each kind, so that no trial compiles anew."""
+    return {name: np.int32(x) if isinstance(x, int) else np.float32(x) for name, x in hparams.items()}
+
+
+def run_optuna(training: Any, space: Any, seed: int, trainings: int, way: str) -> tuple[Curve, float]:
+    import jax
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    gaussian = way == "optuna-gp"
+    sampler = optuna.samplers.GPSampler(seed=seed) if gaussian else optuna.samplers.TPESampler(seed=seed)
+    pruner = optuna.pruners.NopPruner() if gaussian else optuna.pruners.MedianPruner()
+    study = optuna.create_study(sampler=sampler, pruner=pruner)
+    began = time.perf_counter()
+    begin, advance = stepwise(training)
+    middle = as_floats(suggested(space, optuna.create_study().ask()))
+    jax.block_until_ready(advance(jax.random.key(0), middle, begin(jax.random.key(0), middle), 0))
+    compile_seconds = time.perf_counter() - began
+    curve, steps = Curve(), [0]
+
+    def objective(trial: Any) -> float:
+        told = suggested(space, trial)
+        hparams, key, done = as_floats(told), jax.random.fold_in(jax.random.key(seed), trial.number), 0
+        state = begin(key, hparams)
+        while done < training.num_steps:
+            state, loss = advance(key, hparams, state, done)
+            taken = min(training.steps_per_round or -(-training.num_steps // 10), training.num_steps - done)
+            done, loss = done + taken, float(loss)
+            steps[0] += taken
+            if not math.isfinite(loss):
+                raise optuna.TrialPruned
+            if not gaussian:
+                trial.report(loss, done)
+                if done < training.num_steps and trial.should_prune():
+                    raise optuna.TrialPruned
+        curve.add(loss, told)
+        return loss
+
+    def over(study: Any, trial: Any) -> None:
+        if steps[0] >= trainings * training.num_steps:
+            study.stop()
+
+    study.optimize(objective, callbacks=[over], n_jobs=2 if way == "optuna-tpe-2" else 1)
+    return curve, compile_seconds
+
+
+def run_hyperoptax(training: Any, space: Any, seed: int, trainings: int, way: str) -> tuple[Curve, float]:
+    import jax
+    import jax.numpy as jnp
+
+    package: Any = importlib.import_module("hyperoptax")
+    lanes, spec = 8, space.spec
+    cube = [package.LinearSpace(0.0, 1.0) for _ in range(spec.num_dims)]
+    state, search = package.BayesianSearch.init(cube, n_max=trainings, n_parallel=lanes, maximize=False)
+    ask, tell = jax.jit(search.get_next_params), jax.jit(search.update_state)
+
+    @jax.jit
+    def train(task: Any, keys: Any, points: Any) -> Any:
+        def one(key: Any, point: Any) -> Any:
+            hparams = space.decode(point)
+            step = lambda i, state: task.step(jax.random.fold_in(key, 1 + i), hparams, state)
+            trained = jax.lax.fori_loop(0, training.num_steps, step, task.init(jax.random.fold_in(key, 0), hparams))
+            return task.evaluate(hparams, trained)["loss"]
+
+        return jax.vmap(one)(keys, points)
+
+    task, key = jax.device_put(training.task), jax.random.key(seed)
+    began = time.perf_counter()
+    train = train.lower(task, jax.random.split(key, lanes), jnp.zeros((lanes, spec.num_dims))).compile()
+    compile_seconds = time.perf_counter() - began
+    curve, worst = Curve(), 0.0
+    for i in range(trainings // lanes):
+        asked = ask(state, jax.random.fold_in(key, 3 * i))
+        points = np.stack([np.asarray(x).reshape(lanes) for x in asked], axis=1)
+        drawn = np.random.default_rng((seed, i)).random(points.shape)
+        points = np.where(np.isfinite(points).all(1, keepdims=True), points, drawn)  # a matrix without a factor
+        points = np.stack([np.asarray(spec.snap(point.astype(np.float32))) for point in points])
+        losses = np.asarray(train(task, jax.random.split(jax.random.fold_in(key, 3 * i + 1), lanes), points))
+        sound = np.isfinite(losses)
+        worst = max(worst, float(losses[sound].max(initial=0.0)))
+        told = [jnp.asarray(points[:, d : d + 1].reshape(np.asarray(x).shape)) for d, x in enumerate(asked)]
+        state = tell(state, jax.random.fold_in(key, 3 * i + 2), jnp.where(sound, losses, worst).astype(jnp.float32), told)
+        for point, loss in zip(points, losses, strict=True):
+            curve.add(float(loss), plain(jax.device_get(space.decode(point))))
+    return curve, compile_seconds
+
+
+def plain(hparams: Any) -> dict[str, Any]:
+    return {name: np.asarray(x).item() for name, x in hparams.items()}
+
+
+def run_ours(training: Any, space: Any, seed: int, trainings: int, way: str) -> tuple[Curve, float]:
+    import jaxhpo as jh
+
+    optimizer = jh.ASHA(jh.TPE(num_lanes=32)) if way == "asha-tpe" else jh.BayesOpt(num_lanes=8)
+    study = jh.Study(training, space, optimizer, seed=seed, metric="loss", max_steps=trainings * training.num_steps)
+    result = jh.run_study(study)
+    curve, trials = Curve(), result.trials
+    choices = {row["name"]: list(row["options"]) for row in space.describe() if row["type"] == "choice"}
+    for i in np.flatnonzero(trials["whole"] & ~trials["diverged"]):
+        told = {row["name"]: trials[f"hparams.{row['name']}"][i] for row in space.describe()}
+        told = {k: choices[k].index(x) if k in choices else np.asarray(x).item() for k, x in told.items()}
+        curve.add(float(trials["loss"][i]), told, float(trials["seconds"][i]))
+    curve.begun = time.perf_counter() - result.run_seconds
+    return curve, result.compile_seconds
+
+
+RUNNERS: dict[str, Callable[..., tuple[Curve, float]]] = {
+    "optuna-tpe": run_optuna,
+    "optuna-tpe-2": run_optuna,
+    "optuna-gp": run_optuna,
+    "hyperoptax": run_hyperoptax,
+    "asha-tpe": run_ours,
+    "bayesopt": run_ours,
+}
+
+
+def work(way: str, problem: str, seed: int, trainings: int, fresh: int) -> None:
+    """One study in this process; one JSON object on standard output."""
+    import jax
+
+    import jaxhpo as jh
+
+    jh.prepare_jax(None if RUNNERS[way] is run_ours else 1)
+    jax.config.update("jax_enable_compilation_cache", False)
+    training, space = PROBLEMS[problem].training(), jh.Space(PROBLEMS[problem].space)
+    begun = time.perf_counter()
+    curve, compile_seconds = RUNNERS[way](training, space, seed, trainings, way)
+    told = {
+        "points": curve.points,
+        "seconds": time.perf_counter() - curve.begun,
+        "whole_seconds": time.perf_counter() - begun,
+        "compile_seconds": compile_seconds,
+        "test": fresh_test(training, curve.best[1], PROBLEMS[problem].metric, fresh),
+    }
+    print(json.dumps(told), flush=True)
+
+
+def fresh_test(training: Any, hparams: dict[str, Any], metric: str, fresh: int) -> float:
+    """The mean test metric of a setting over fresh seeds, the same for everyone."""
+    import jax
+
+    @jax.jit
+    def trained(task: Any, key: Any, hparams: Any) -> Any:
+        step = lambda i, state: task.step(jax.random.fold_in(key, 1 + i), hparams, state)
+        state = jax.lax.fori_loop(0, training.num_steps, step, task.init(jax.random.fold_in(key, 0), hparams))
+        return task.test(hparams, state)[metric]
+
+    keys = jax.random.split(jax.random.key(2**31 - 1), fresh)
+    return float(np.mean([float(trained(training.task, key, as_floats(hparams))) for key in keys]))
+
+
+def reached(points: list[tuple[float, float]], target: float) -> float:
+    """The seconds after which a loss at or below the target was known; infinity if never."""
+    return min((when for when, loss in points if loss <= target), default=math.inf)
+
+
+def measured(problem: str, arguments: argparse.Namespace) -> list[str]:
+    """A table of one problem."""
+    environment = {
+        name: x for name, x in os.environ.items() if name not in ("JAX_NUM_CPU_DEVICES", "JAX_COMPILATION_CACHE_DIR")
+    }
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in arguments.ways}
+    with tempfile.TemporaryDirectory() as empty:
+        environment["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME", "") or str(Path.home() / ".cache")
+        environment["JAX_COMPILATION_CACHE_DIR"] = empty
+        for seed in range(arguments.seeds):
+            for way in arguments.ways:
+                trainings = arguments.gp_trainings if way in FEW else arguments.trainings
+                command = [sys.executable, "-m", "experiments.peers_studies", "--work", way, problem, str(seed), str(trainings)]
+                command += ["--fresh", str(arguments.fresh)]
+                done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    raise SystemExit(f"{way} on {problem}, seed {seed}:\n{done.stderr[-2000:]}")
+                found[way].append(json.loads(done.stdout.splitlines()[-1]))
+                one = found[way][-1]
+                best = min((loss for _, loss in one["points"]), default=math.inf)
+                told = {key: round(one[key], 2) for key in ("seconds", "compile_seconds")}
+                print(problem, way, seed, round(best, 5), told, round(one["test"], 5), file=sys.stderr, flush=True)
+    return table(problem, found, arguments)
+
+
+def table(problem: str, found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace) -> list[str]:
+    targets = [min(loss for _, loss in one["points"]) for one in found["optuna-tpe"]]
+    times = {
+        way: [reached(one["points"], target) for one, target in zip(runs, targets, strict=True)] for way, runs in found.items()
+    }
+    metric = PROBLEMS[problem].metric
+    lines = [
+        f"{problem}: {arguments.trainings} full trainings ({', '.join(way for way in found if way in FEW)}: "
+        f"{arguments.gp_trainings}), {arguments.seeds} seeds; median [range]; test: mean [95 % interval] over seeds",
+        "",
+        "| who | whole search, s | to compile, s | to Optuna's target, s | faster than optuna-tpe | with compilation "
+        f"| test {metric} |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for way, runs in found.items():
+        bare = [a / b for a, b in zip(times["optuna-tpe"], times[way], strict=True)]
+        compiled = [
+            (a + mine["compile_seconds"]) / (b + theirs["compile_seconds"])
+            for a, mine, b, theirs in zip(times["optuna-tpe"], found["optuna-tpe"], times[way], runs, strict=True)
+        ]
+        cells = [
+            spread([one["seconds"] for one in runs]),
+            spread([one["compile_seconds"] for one in runs]),
+            spread(times[way]),
+            spread(bare),
+            spread(compiled),
+            interval(mean_interval([one["test"] for one in runs])),
+        ]
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    lines.append("")
+    higher = metric in ("macro_f1", "accuracy")
+    for way in (way for way in found if way not in FEW and way != "optuna-tpe"):
+        sign = -1.0 if higher else 1.0
+        a, b = ([sign * one["test"] for one in found[name]] for name in (way, "optuna-tpe"))
+        one = paired_comparison(a, b)
+        lines.append(f"Test {metric}, {way} against optuna-tpe: better in {one.wins} of {one.count}, p = {one.p_value:.2g}.")
+    return lines
+
+
+def spread(values: list[float]) -> str:
+    """Median and range; what was never reached is infinite."""
+    told = lambda x: "never" if math.isinf(x) else number(x, 2)
+    return f"{told(statistics.median(values))} [{told(min(values))} to {told(max(values))}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", nargs="+", default=["digits", "letter"], choices=PROBLEMS)
+    parser.add_argument("--ways", nargs="+", default=list(RUNNERS), choices=RUNNERS)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--trainings", type=int, default=256, help="full trainings whose steps everyone may spend")
+    parser.add_argument("--gp-trainings", type=int, default=64, help=f"the same for {', '.join(FEW)}")
+    parser.add_argument("--fresh", type=int, default=16, help="fresh seeds for each winner")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--work", nargs=4, metavar=("WAY", "PROBLEM", "SEED", "TRAININGS"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work:
+        way, problem, seed, trainings = arguments.work
+        work(way, problem, int(seed), int(trainings), arguments.fresh)
+        return
+    if "optuna-tpe" not in arguments.ways:
+        raise SystemExit("optuna-tpe sets the target: it must be among --ways")
+    text = "\n".join(line for problem in arguments.problems for line in [*measured(problem, arguments), ""])
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""Which search to pick: every search on every kind of task at equal training steps, over seeds, ranked with paired tests.
+
+    python -m experiments.ranks [--seeds 5] [--problems digits r8_bag ...] [--ways PSO ...] [--cells runs/ranks] [--table]
+
+Every way may spend the steps of ``--trainings`` full trainings and searches for the lowest validation loss. Its winner is
+trained again on fresh seeds (a population's along its whole schedule), and judged by the mean validation loss there; the
+table tells the task's own test metric, too. One file a cell (problem, way, seed): what is there is not computed again.
+A gradient counts as one training here, though it takes the time of several: see the column of seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+
+import jaxhpo as jh
+from experiments import characters, images, mixers, tables, texts
+from jaxhpo.analysis.format import interval, number
+from jaxhpo.analysis.statistics import friedman, holm, mean_interval, paired_comparison
+from jaxhpo.hypergradients import Unrolled
+
+LANES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A task, its space, and the metric by which its users judge it."""
+
+    training: Callable[[], jh.Training]
+    space: dict[str, Any]
+    metric: str
+
+
+SGD = {
+    "learning_rate": jh.Float(1e-3, 3.0, log=True),
+    "momentum": jh.Float(0.0, 0.99),
+    "weight_decay": jh.Float(1e-6, 1e-1, log=True),
+    "label_smoothing": jh.Float(0.0, 0.3),
+}
+ADAMW = {
+    "learning_rate": jh.Float(1e-4, 1e-1, log=True),
+    "weight_decay": jh.Float(1e-5, 1.0, log=True),
+    "one_minus_beta1": jh.Float(0.01, 0.5, log=True),
+    "warmup": jh.Float(0.0, 0.5),
+    "dropout": jh.Float(0.0, 0.7),
+}
+PROBLEMS = {
+    "digits": Problem(
+        functools.partial(images.image_mlp, "digits", num_steps=540, steps_per_round=18),
+        {**SGD, "width": jh.Int(8, 128, log=True)},
+        "error",
+    ),
+    "mnist_mixer": Problem(
+        functools.partial(mixers.mixer, "mnist5k", 7),
+        {**ADAMW, "label_smoothing": jh.Float(0.0, 0.3), "width": jh.Int(4, 48, log=True)},
+        "error",
+    ),
+    "r8_bag": Problem(
+        texts.bag_of_embeddings,
+        {
+            **ADAMW,
+            "label_smoothing": jh.Float(0.0, 0.3),
+            "width": jh.Int(2, 32, log=True),
+            "pooling": jh.Choice(["mean", "root"]),
+        },
+        "macro_f1",
+    ),
+    "r8_encoder": Problem(
+        functools.partial(texts.encoder, length=32, batch_size=16, num_valid=500),
+        {**ADAMW, "width": jh.Int(4, 64, log=True)},
+        "macro_f1",
+    ),
+    "grimm": Problem(characters.recurrent, {**ADAMW, "width": jh.Int(8, 64, log=True)}, "bits"),
+    "letter": Problem(
+        functools.partial(tables.table_mlp, "letter", num_valid=1000),
+        {**SGD, "width": jh.Int(8, 64, log=True), "activation": jh.Choice(["relu", "tanh", "gelu"])},
+        "error",
+    ),
+    "breast_cancer": Problem(
+        functools.partial(tables.table_mlp, "breast_cancer", num_steps=200, batch_size=32),
+        {**SGD, "width": jh.Int(2, 64, log=True), "activation": jh.Choice(["relu", "tanh", "gelu"])},
+        "error",
+    ),
+}
+
+
+def _descent() -> Any:
+    explorer = jh.TPE(num_lanes=LANES)
+    return jh.HypergradientDescent(optax.adam, learning_rate=0.05, num_lanes=LANES, explorer=explorer)
+
+
+WAYS: dict[str, Callable[[], Any]] = {
+    "RandomSearch": lambda: jh.RandomSearch(num_lanes=LANES),
+    "PSO": lambda: jh.PSO(num_lanes=LANES),
+    "CMAES": lambda: jh.CMAES(num_lanes=LANES),
+    "DifferentialEvolution": lambda: jh.DifferentialEvolution(num_lanes=LANES),
+    "TPE": lambda: jh.TPE(num_lanes=LANES),
+    "BayesOpt": lambda: jh.BayesOpt(num_lanes=LANES),
+    "ASHA(BayesOpt)": lambda: jh.ASHA(jh.BayesOpt(num_lanes=2 * LANES)),
+    "PBT": lambda: jh.PBT(jh.RandomSearch(num_lanes=2 * LANES)),
+    "HypergradientDescent": _descent,
+}
+"""The searches, all with their defaults; populations and early stopping live on more lanes than the others."""
+
+
+def cell(problem: Problem, way: str, optimizer: Any, seed: int, trainings: int, fresh: int) -> dict[str, Any]:
+    """One study and its winner on fresh seeds."""
+    training = problem.training()
+    steps = trainings * training.num_steps
+    task = Unrolled(training.task, training.num_steps) if way == "HypergradientDescent" else training
+    study = jh.Study(task, jh.Space(problem.space), optimizer, seed=seed, metric="loss", max_steps=steps)
+    begun = time.perf_counter()
+    result = jh.run_study(study)
+    whole = time.perf_counter() - begun
+    again = jh.confirm(study, result, fresh)
+    mean = lambda values: float(np.mean([np.inf if x is None else x for x in values]))
+    return {
+        "found": result.best.loss,
+        "trials": len(result.trials["number"]),
+        "run_seconds": result.run_seconds,
+        "whole_seconds": whole,
+        "hparams": result.best.hparams,
+        "valid": {name: mean(values) for name, values in again["validation"].items()},
+        "test": {name: mean(values) for name, values in again["test"].items()},
+    }
+
+
+def measured(names: list[str], chosen: list[str], seeds: int, trainings: int, fresh: int, folder: Path) -> None:
+    """Computes what cells are missing; the seeds of all problems and ways in turn, so that a cut leaves few gaps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        for way in chosen:
+            for seed in range(seeds):
+                path = folder / f"{name}-{way}-{seed}-{trainings}.json"
+                if not path.exists():
+                    found = cell(PROBLEMS[name], way, WAYS[way](), seed, trainings, fresh)
+                    path.write_text(json.dumps(found))
+                    print(path.stem, {key: found[key] for key in ("found", "valid", "test", "run_seconds")}, flush=True)
+
+
+def read_cells(names: list[str], chosen: list[str], seeds: int, trainings: int, folder: Path) -> dict[tuple[str, str], list]:
+    """All seeds of every problem and way.
+
+    Raises:
+        SystemExit: where a cell is missing.
+    """
+    cells: dict[tuple[str, str], list] = {}
+    for name in names:
+        for way in chosen:
+            paths = [folder / f"{name}-{way}-{seed}-{trainings}.json" for seed in range(seeds)]
+            missing = [path.name for path in paths if not path.exists()]
+            if missing:
+                raise SystemExit(f"{folder} lacks {missing[0]} and {len(missing) - 1} more: run without --table first")
+            cells[name, way] = [json.loads(path.read_text()) for path in paths]
+    return cells
+
+
+def tables_of(cells: dict[tuple[str, str], list], names: list[str], chosen: list[str]) -> list[str]:
+    """One table a problem, then the ranks over all."""
+    lines = []
+    for name in names:
+        metric = PROBLEMS[name].metric
+        lines += [
+            f"{name}",
+            "",
+            f"| search | validation loss found | the winner's, fresh seeds | its test {metric}, fresh seeds "
+            "| trials | seconds |",
+            "|---|---|---|---|---|---|",
+        ]
+        for way in chosen:
+            found = cells[name, way]
+            columns = (
+                [one["found"] for one in found],
+                [one["valid"]["loss"] for one in found],
+                [one["test"][metric] for one in found],
+            )
+            told = " | ".join(interval(mean_interval(values)) for values in columns)
+            trials, seconds = (np.median([one[key] for one in found]) for key in ("trials", "run_seconds"))
+            lines.append(f"| {way} | {told} | {trials:.0f} | {number(seconds, 2)} |")
+        lines.append("")
+    return lines + ranks_of(cells, names, chosen)
+
+
+def ranks_of(cells: dict[tuple[str, str], list], names: list[str], chosen: list[str]) -> list[str]:
+    """Mean ranks over problems and seeds by the winner's validation loss on fresh seeds, and who differs from whom.
+
+    Seeds of a problem are blocks of their own: what is claimed is claimed of these problems.
+    """
+    values = np.array([[one["valid"]["loss"] for one in cells[name, way]] for way in chosen for name in names])
+    blocks = values.reshape(len(chosen), -1).T
+    ranks = friedman(blocks)
+    by_problem = {
+        name: friedman(values.reshape(len(chosen), len(names), -1)[:, i].T).mean_ranks for i, name in enumerate(names)
+    }
+    order = np.argsort(ranks.mean_ranks)
+    best = order[0]
+    others = [i for i in order if i != best]
+    compared = [paired_comparison(blocks[:, best], blocks[:, i]) for i in others]
+    adjusted = dict(zip(others, holm([one.p_value for one in compared]), strict=True))
+    lines = [
+        f"Mean rank (1 is best) over {len(names)} problems and {blocks.shape[0] // len(names)} seeds; Friedman's test that all "
+        f"are alike: p = {ranks.p_value:.1g}",
+        "",
+        f"| search | mean rank | {' | '.join(names)} | {chosen[best]} against it |",
+        f"|---|---|{'---|' * len(names)}---|",
+    ]
+    for i in order:
+        each = " | ".join(f"{by_problem[name][i]:.1f}" for name in names)
+        said = ""
+        if i != best:
+            one = compared[others.index(i)]
+            verdict = "a tie" if adjusted[i] > 0.05 else "better"
+            said = f"{verdict}: wins {one.wins} of {one.count}, p = {adjusted[i]:.2g} (Wilcoxon, Holm)"
+        lines.append(f"| {chosen[i]} | {ranks.mean_ranks[i]:.2f} | {each} | {said} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=PROBLEMS)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--trainings", type=int, default=64, help="full trainings whose steps every way may spend")
+    parser.add_argument("--fresh", type=int, default=16, help="fresh seeds for each winner")
+    parser.add_argument("--cells", type=Path, default=Path("runs/ranks"), help="one file for each study")
+    parser.add_argument("--table", action="store_true", help="only make the tables of the cells there are")
+    arguments = parser.parse_args()
+    jh.prepare_jax()
+    which = (arguments.problems, arguments.ways, arguments.seeds, arguments.trainings)
+    if not arguments.table:
+        measured(*which, arguments.fresh, arguments.cells)
+    print("\n".join(tables_of(read_cells(*which, arguments.cells), arguments.problems, arguments.ways)))
+
+
+if __name__ == "__main__":
+    main()
