@@ -3,7 +3,7 @@
     python -m experiments.ranks [--seeds 5] [--problems digits r8_bag ...] [--ways PSO ...] [--cells runs/ranks] [--table]
 
 Every way may spend the steps of ``--trainings`` full trainings and searches for the lowest validation loss. Its winner is
-trained again on fresh seeds (a population's along its whole schedule), and judged by the mean validation loss there; the
+trained again on fresh seeds (a population's along its whole schedule), and judged by the median validation loss there; the
 table tells the task's own test metric, too. One file a cell (problem, way, seed): what is there is not computed again.
 A gradient counts as one training here, though it takes the time of several: see the column of seconds.
 """
@@ -122,16 +122,20 @@ def cell(problem: Problem, way: str, optimizer: Any, seed: int, trainings: int, 
     result = jh.run_study(study)
     whole = time.perf_counter() - begun
     again = jh.confirm(study, result, fresh)
-    mean = lambda values: float(np.mean([np.inf if x is None else x for x in values]))
     return {
         "found": result.best.loss,
         "trials": len(result.trials["number"]),
         "run_seconds": result.run_seconds,
         "whole_seconds": whole,
         "hparams": result.best.hparams,
-        "valid": {name: mean(values) for name, values in again["validation"].items()},
-        "test": {name: mean(values) for name, values in again["test"].items()},
+        "valid": again["validation"],
+        "test": again["test"],
     }
+
+
+def middle(values: list[float | None]) -> float:
+    """The median over fresh seeds, one that diverged being worse than any number of a metric that is minimised."""
+    return float(np.median([np.inf if x is None else x for x in values]))
 
 
 def measured(names: list[str], chosen: list[str], seeds: int, trainings: int, fresh: int, folder: Path) -> None:
@@ -144,7 +148,8 @@ def measured(names: list[str], chosen: list[str], seeds: int, trainings: int, fr
                 if not path.exists():
                     found = cell(PROBLEMS[name], way, WAYS[way](), seed, trainings, fresh)
                     path.write_text(json.dumps(found))
-                    print(path.stem, {key: found[key] for key in ("found", "valid", "test", "run_seconds")}, flush=True)
+                    told = [found["found"], middle(found["valid"]["loss"]), found["run_seconds"]]
+                    print(path.stem, [round(x, 4) for x in told], flush=True)
 
 
 def read_cells(names: list[str], chosen: list[str], seeds: int, trainings: int, folder: Path) -> dict[tuple[str, str], list]:
@@ -173,19 +178,21 @@ def tables_of(cells: dict[tuple[str, str], list], names: list[str], chosen: list
             f"{name}",
             "",
             f"| search | validation loss found | the winner's, fresh seeds | its test {metric}, fresh seeds "
-            "| trials | seconds |",
-            "|---|---|---|---|---|---|",
+            "| of them diverged | trials | seconds |",
+            "|---|---|---|---|---|---|---|",
         ]
         for way in chosen:
             found = cells[name, way]
             columns = (
                 [one["found"] for one in found],
-                [one["valid"]["loss"] for one in found],
-                [one["test"][metric] for one in found],
+                [middle(one["valid"]["loss"]) for one in found],
+                [middle(one["test"][metric]) for one in found],
             )
             told = " | ".join(interval(mean_interval(values)) for values in columns)
             trials, seconds = (np.median([one[key] for one in found]) for key in ("trials", "run_seconds"))
-            lines.append(f"| {way} | {told} | {trials:.0f} | {number(seconds, 2)} |")
+            lost = sum(x is None for one in found for x in one["valid"]["loss"])
+            diverged = f"{lost} of {sum(len(one['valid']['loss']) for one in found)}" if lost else "none"
+            lines.append(f"| {way} | {told} | {diverged} | {trials:.0f} | {number(seconds, 2)} |")
         lines.append("")
     return lines + ranks_of(cells, names, chosen)
 
@@ -195,7 +202,7 @@ def ranks_of(cells: dict[tuple[str, str], list], names: list[str], chosen: list[
 
     Seeds of a problem are blocks of their own: what is claimed is claimed of these problems.
     """
-    values = np.array([[one["valid"]["loss"] for one in cells[name, way]] for way in chosen for name in names])
+    values = np.array([[middle(one["valid"]["loss"]) for one in cells[name, way]] for way in chosen for name in names])
     blocks = values.reshape(len(chosen), -1).T
     ranks = friedman(blocks)
     by_problem = {

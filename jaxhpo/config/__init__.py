@@ -3,5 +3,6 @@
 from jaxhpo.config.building import build
 from jaxhpo.config.fields import ConfigError
 from jaxhpo.config.reading import Config, load
+from jaxhpo.config.smoke import smoke
 
-__all__ = ["Config", "ConfigError", "build", "load"]
+__all__ = ["Config", "ConfigError", "build", "load", "smoke"]
