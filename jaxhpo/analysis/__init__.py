@@ -1,7 +1,7 @@
-"""What a finished study says: intervals, curves, figures, reports, comparisons, exports. Nothing here imports jax.
+"""What a finished study says: intervals, importance, curves, figures, reports, comparisons, exports. Nothing here imports jax.
 
-``compare`` and ``export`` are the names of modules here; the functions are ``jaxhpo.analysis.compare.compare`` and
-``jaxhpo.analysis.export.export``.
+``compare``, ``export`` and ``importance`` are the names of modules here; the functions are ``jaxhpo.analysis.compare.compare``,
+``jaxhpo.analysis.export.export`` and ``jaxhpo.analysis.importance.importance``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxhpo.analysis.compare import Comparison, format_comparison, write_comparison
+    from jaxhpo.analysis.importance import Importance
     from jaxhpo.analysis.report import write_report
     from jaxhpo.analysis.show import format_record
     from jaxhpo.analysis.statistics import (
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Comparison": "compare",
+    "Importance": "importance",
     "format_comparison": "compare",
     "write_comparison": "compare",
     "write_report": "report",
@@ -38,6 +40,7 @@ _HOME = {
 
 __all__ = [
     "Comparison",
+    "Importance",
     "format_comparison",
     "format_record",
     "friedman",

@@ -37,6 +37,16 @@ class Plot:
     wide: bool = False
 
 
+def blend(share: float) -> str:
+    """A colour from blue (0) over a light violet-grey to orange (1): readable on light and dark, and by the colour-blind."""
+    ends = [tuple(int(color[i : i + 2], 16) for i in (1, 3, 5)) for color in (BLUE, "#b3a7ad", ORANGE)]
+    if not math.isfinite(share):
+        return GREY
+    place = 2 * min(max(share, 0.0), 1.0)
+    first, part = min(int(place), 1), place - min(int(place), 1)
+    return "#" + "".join(f"{round(a + part * (b - a)):02x}" for a, b in zip(ends[first], ends[first + 1], strict=True))
+
+
 def has_matplotlib() -> bool:
     try:
         import matplotlib  # noqa: F401
@@ -88,15 +98,15 @@ def _inline(text: str, name: str, title: str) -> str:
     return head + text[len("<svg ") :].strip()
 
 
-def scale_of(values: Any) -> tuple[str, float]:
+def scale_of(values: Any, factor: float = 100.0) -> tuple[str, float]:
     """How an axis should show finite ``values``: ``("log", 0)``, ``("linear", 0)`` or ``("symlog", threshold)``.
 
-    Logarithmic where positive values span more than a factor of 100; symmetric-logarithmic where only zero or a
+    Logarithmic where positive values span more than ``factor``; symmetric-logarithmic where only zero or a
     negative sign throughout stands in the way.
     """
     values = np.asarray(values, np.float64)
     size = np.abs(values[values != 0])
-    if not size.size or size.max() / size.min() <= 100 or ((values > 0).any() and (values < 0).any()):
+    if not size.size or size.max() / size.min() <= factor or ((values > 0).any() and (values < 0).any()):
         return "linear", 0.0
     return ("log", 0.0) if (values > 0).all() else ("symlog", float(max(size.min(), size.max() * 1e-12)))
 
@@ -111,6 +121,15 @@ def edge_of(values: Any, sign: float) -> float:
     span = min(most, _LARGEST) - max(bad[0], -_LARGEST)
     limit = most + 0.5 * span if span > 0 and bad[-1] > most + 2 * span else bad[-1]
     return sign * float(np.clip(limit, -_LARGEST, _LARGEST))
+
+
+def worst_shown(scale: tuple[str, float], values: Any, sign: float) -> float:
+    """``edge_of`` on an axis of that scale: a logarithmic one is cut, too, where a few values lie far beyond all others."""
+    worst = sign * float((sign * np.asarray(values)).max())
+    if scale[0] == "log":
+        edge = math.exp(edge_of(np.log(values), sign))
+        return worst if math.isclose(edge, worst, rel_tol=1e-9) else edge
+    return edge_of(values, sign) if scale[0] == "linear" else worst
 
 
 def clip_to(values: Any, edge: float, sign: float) -> tuple[np.ndarray, int]:

@@ -79,6 +79,25 @@ def columns(record: StudyRecord, trials: Sequence[TrialRow]) -> tuple[list[Colum
     return found, left_out
 
 
+def element_columns(record: StudyRecord, trials: Sequence[TrialRow]) -> list[tuple[str, list[Column]]]:
+    """Every hyperparameter's name with a column for each of its elements, those of an array by their own names."""
+    found = []
+    for leaf in record.space:
+        names = element_names(leaf)
+        raw = [flatten(trial.hparams.get(leaf["name"])) for trial in trials]
+        rows = [x if len(x) == len(names) else [None] * len(names) for x in raw]
+        kind, log, options = leaf["type"], bool(leaf.get("log")), leaf.get("options") or ()
+        low, high = (0.0, len(options) - 1.0) if kind == "choice" else (float(leaf["low"]), float(leaf["high"]))
+        labels = tuple(clean(option) for option in options)
+        members = []
+        for i, name in enumerate(names):
+            read = [option_index(options, row[i]) if kind == "choice" else row[i] for row in rows]
+            values = np.array([math.nan if x is None else x for x in read], np.float64)
+            members.append(Column(clean(name), kind, values, low, high, log, labels))
+        found.append((clean(leaf["name"]), members))
+    return found
+
+
 def _mean(value: Any, log: bool) -> float:
     if value is None:
         return math.nan

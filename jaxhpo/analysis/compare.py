@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ import numpy as np
 
 from jaxhpo.analysis import curves, statistics, summary
 from jaxhpo.analysis.document import Block, Figures, Heading, Paragraph, Table, to_html, to_markdown, write
-from jaxhpo.analysis.format import NOTHING, clean, dotted, duration, interval, number, p_value, percent, shorten, value
+from jaxhpo.analysis.format import NOTHING, clean, duration, interval, number, p_value, percent, shorten
+from jaxhpo.analysis.repeats import grouped
 from jaxhpo.analysis.statistics import Interval, PairedComparison, Ranks
 from jaxhpo.errors import JaxhpoError
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from jaxhpo.study.record import StudyRecord
 
 ALPHA = 0.05
-_UNLIKE = ("study.seed", "study.name", "study.devices", "seed", "name")  # what may differ between repeats of one study
+STEPS_DRAWN = 400
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,11 @@ class Entry:
         final: best value of each repeat's search ``f64[S]``; the worse infinity where no trial finished.
         validation, test: mean over the fresh seeds of each confirmed repeat, NaN where it was not confirmed ``f64[S]``.
         spread: interval of each kind over repeats, or over fresh seeds where there is one repeat only; None without values.
+        fresh: the values over fresh seeds of a study of one repeat, by split; empty where there are several repeats.
         losses: lowest loss after 1, 2, ... trials ``f64[S, T]``, T the trials that every repeat has finished.
+        spent: training steps ``f64[P]``, from 0 to those that every repeat has spent; empty where no trial trained.
+        losses_spent: lowest loss once they were spent ``f64[S, P]``, infinity before the first.
+        every: losses of all trials of all repeats ``f64[N]``, infinity where one diverged.
     """
 
     name: str
@@ -42,7 +47,11 @@ class Entry:
     validation: np.ndarray
     test: np.ndarray
     spread: dict[str, Interval | None]
+    fresh: dict[str, tuple[float, ...]]
     losses: np.ndarray
+    spent: np.ndarray
+    losses_spent: np.ndarray
+    every: np.ndarray
     num_trials: tuple[int, ...]
     diverged: float
     seconds: float
@@ -50,13 +59,21 @@ class Entry:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two entries, ``first`` against ``second``: paired over shared seeds if there are some, else only the win probability."""
+    """Two entries, ``first`` against ``second``.
+
+    Attributes:
+        paired: over the seeds that both have; None where they are fewer than two.
+        adjusted_p: Holm's, over all pairs tested.
+        win: probability that first beats second; None where one value of each is all that there is.
+        win_of: what is drawn for it: "searches", a repeat of each, or "trainings", one of each winner on a fresh seed.
+    """
 
     first: str
     second: str
     paired: PairedComparison | None
-    adjusted_p: float | None  # Holm's, over all pairs tested
-    win: Interval  # probability that a repeat of first beats one of second
+    adjusted_p: float | None
+    win: Interval | None
+    win_of: str | None
 
 
 @dataclass(frozen=True)
@@ -88,7 +105,7 @@ def compare(records: Sequence[StudyRecord]) -> Comparison:
                 f"these studies cannot be compared: {first.folder} is to {first.direction} {first.metric!r}, "
                 f"{record.folder} is to {record.direction} {record.metric!r}"
             )
-    entries = tuple(_entry(name, group) for name, group in _grouped(records).items())
+    entries = tuple(_entry(name, group) for name, group in grouped(records).items())
     basis = _basis(entries)
     common = _shared([entry.seeds for entry in entries])
     pairs = _pairs(entries, basis, first.direction)
@@ -97,44 +114,6 @@ def compare(records: Sequence[StudyRecord]) -> Comparison:
         table = [[_loss_at(entry, seed, basis, first.direction) for entry in entries] for seed in common]
         ranks = statistics.friedman(table)
     return Comparison(first.metric, first.direction, entries, pairs, ranks, common, basis, tuple(_notes(entries, records)))
-
-
-def _grouped(records: Sequence[StudyRecord]) -> dict[str, list[StudyRecord]]:
-    """Records by name, and by what differs in their config where one name stands for several."""
-    settings = [
-        {k: v for k, v in dotted(record.config).items() if k not in _UNLIKE and not k.startswith("report.")}
-        for record in records
-    ]
-    keys = [
-        json.dumps([config, record.space], sort_keys=True, default=str)
-        for config, record in zip(settings, records, strict=True)
-    ]
-    groups: dict[str, list[StudyRecord]] = {}
-    for name in dict.fromkeys(record.name for record in records):
-        own = [i for i, record in enumerate(records) if record.name == name]
-        kinds = list(dict.fromkeys(keys[i] for i in own))
-        names = sorted({k for i in own for k in settings[i]})
-        differing = [k for k in names if len({json.dumps(settings[i].get(k), default=str) for i in own}) > 1]
-        for kind in kinds:
-            members = [i for i in own if keys[i] == kind]
-            told = ", ".join(f"{k.removeprefix('study.')}={value(settings[members[0]].get(k))}" for k in differing[:4])
-            label = clean(name) if len(kinds) == 1 else f"{clean(name)} ({told or f'variant {kinds.index(kind) + 1}'})"
-            label = label if label not in groups else f"{label} #{kinds.index(kind) + 1}"
-            groups[label] = [records[i] for i in members]
-            _refuse_doubles(label, groups[label])
-    return groups
-
-
-def _refuse_doubles(name: str, group: Sequence[StudyRecord]) -> None:
-    seen: dict[str, StudyRecord] = {}
-    for record in group:
-        seed = json.dumps(summary.seed_of(record))  # a list where the key was one of JAX
-        if seed != "null" and seed in seen:
-            raise JaxhpoError(
-                f"{seen[seed].folder} and {record.folder} are the same study {name!r} with the same seed {seed}: "
-                "they are one result, not two; leave one out"
-            )
-        seen[seed] = record
 
 
 def _entry(name: str, group: Sequence[StudyRecord]) -> Entry:
@@ -152,6 +131,9 @@ def _entry(name: str, group: Sequence[StudyRecord]) -> Entry:
     lines = [curves.incumbent_by_trial(record.trials) for record in group]
     common = min(map(len, lines))
     trials = sum(len(record.trials) for record in group)
+    by_steps = [curves.incumbent_by_steps(record.trials) for record in group]
+    most = min((steps[-1] for steps, _ in by_steps if steps.size), default=0.0) if common else 0.0
+    spent = np.linspace(0, most, STEPS_DRAWN + 1) if most > 0 else np.empty(0)
     return Entry(
         name=name,
         seeds=tuple(summary.seed_of(record) for record in group),
@@ -159,11 +141,20 @@ def _entry(name: str, group: Sequence[StudyRecord]) -> Entry:
         validation=means["validation"],
         test=means["test"],
         spread=spread,
+        fresh={split: tuple(found[0]) for split, found in fresh.items() if len(group) == 1},
         losses=np.stack([line[:common] for line in lines]),
+        spent=spent,
+        losses_spent=np.stack([_at(spent, *curve) for curve in by_steps]),
+        every=np.concatenate([curves.losses_of(record.trials) for record in group]),
         num_trials=tuple(len(record.trials) for record in group),
         diverged=sum(map(summary.num_diverged, group)) / trials if trials else 0.0,
         seconds=float(np.mean([summary.seconds_of(record) for record in group])),
     )
+
+
+def _at(points: np.ndarray, steps: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """The losses known once ``points`` were spent, infinity before the first."""
+    return np.concatenate([[np.inf], losses])[np.searchsorted(steps, points, side="right")]
 
 
 def _fresh(record: StudyRecord, split: str) -> list[float]:
@@ -195,7 +186,7 @@ def _shared(seeds: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
 
 
 def _pairs(entries: Sequence[Entry], basis: str, direction: str) -> tuple[Pair, ...]:
-    found = []
+    found: list[Pair] = []
     for i, a in enumerate(entries):
         for b in entries[i + 1 :]:
             common = _shared([a.seeds, b.seeds])
@@ -203,17 +194,33 @@ def _pairs(entries: Sequence[Entry], basis: str, direction: str) -> tuple[Pair, 
             if len(common) > 1:
                 left = [_loss_at(a, seed, basis, direction) for seed in common]
                 paired = statistics.paired_comparison(left, [_loss_at(b, seed, basis, direction) for seed in common])
-            win = statistics.win_probability(_losses(a, basis, direction), _losses(b, basis, direction))
-            found.append((a.name, b.name, paired, win))
-    tested = {k: paired.p_value for k, (_, _, paired, _) in enumerate(found) if paired is not None}
+            win, win_of = _win(a, b, basis, direction)
+            found.append(Pair(a.name, b.name, paired, None, win, win_of))
+    tested = {k: pair.paired.p_value for k, pair in enumerate(found) if pair.paired is not None}
     adjusted = dict(zip(tested, statistics.holm(list(tested.values())).tolist(), strict=True))
-    return tuple(Pair(a, b, paired, adjusted.get(k), win) for k, (a, b, paired, win) in enumerate(found))
+    return tuple(dataclasses.replace(pair, adjusted_p=adjusted.get(k)) for k, pair in enumerate(found))
+
+
+def _win(a: Entry, b: Entry, basis: str, direction: str) -> tuple[Interval | None, str | None]:
+    """The win probability over repeats where both have several; over the winners' fresh seeds where both were run once."""
+    if min(a.final.size, b.final.size) > 1:
+        return statistics.win_probability(_losses(a, basis, direction), _losses(b, basis, direction)), "searches"
+    left, right = a.fresh.get(basis, ()), b.fresh.get(basis, ())
+    if min(len(left), len(right)) > 1:
+        sign = -1.0 if direction == "maximize" else 1.0
+        return statistics.win_probability(sign * np.array(left), sign * np.array(right)), "trainings"
+    return None, None
 
 
 def _notes(entries: Sequence[Entry], records: Sequence[StudyRecord]) -> list[str]:
     notes = []
     if len({count for entry in entries for count in entry.num_trials}) > 1:
-        notes.append("The studies have different numbers of finished trials; more trials alone give a better best value.")
+        steps = [entry.spent[-1] if entry.spent.size else 0.0 for entry in entries]
+        alike = min(steps) > 0.9 * max(steps)
+        notes.append(
+            "The studies have different numbers of finished trials; more trials alone give a better best value."
+            + (" They have spent about the same number of training steps." if alike else "")
+        )
     unfinished = [clean(record.folder) for record in records if record.status != "finished"]
     if unfinished:
         notes.append(f"Not finished: {shorten(', '.join(unfinished), 200)}.")
@@ -244,19 +251,33 @@ def verdict(pair: Pair) -> str:
     """One sentence that claims no more than the test shows."""
     paired, p = pair.paired, pair.adjusted_p
     if paired is None or p is None:
-        return f"{pair.first} and {pair.second} share fewer than two known seeds: no pairs, so nothing was tested."
+        said = f"{pair.first} and {pair.second} share fewer than two known seeds: no pairs, so nothing was tested."
+        if pair.win_of != "trainings" or pair.win is None:
+            return said
+        return said + " What is known is of the two winners alone: " + _winners(pair, pair.win)
+    tied = f", {paired.ties} of them tied" if paired.ties else ""
     if paired.ties == paired.count:
         return f"{pair.first} and {pair.second} are equal on all {paired.count} seeds."
     if p < ALPHA:
         ahead, behind = (pair.first, pair.second) if paired.effect < 0 else (pair.second, pair.first)
-        return f"{ahead} is better than {behind} ({p_value(p)}, {paired.count} seeds)."
+        return f"{ahead} is better than {behind} ({p_value(p)}, {paired.count} seeds{tied})."
     if paired.smallest_p >= ALPHA:
         return (
-            f"{pair.first} and {pair.second}: {paired.count} seeds, {paired.ties} of them tied, are too few to show any "
+            f"{pair.first} and {pair.second}: {paired.count} seeds{tied or ', none of them tied'}, are too few to show any "
             f"difference (the smallest p-value that they can give is {number(paired.smallest_p, 2)})."
         )
-    shown = f"no difference is shown ({p_value(p)}, {paired.count} seeds)"
+    shown = f"no difference is shown ({p_value(p)}, {paired.count} seeds{tied})"
     return f"{pair.first} and {pair.second}: {shown}; that is not proof of equality."
+
+
+def _winners(pair: Pair, win: Interval) -> str:
+    """What fresh seeds say of two winners, each the end of one search."""
+    chance = f"a training by {pair.first}'s is better than one by {pair.second}'s with probability {_probability(win)}"
+    return chance + (": they are not told apart." if win.low <= 0.5 <= win.high else ".")
+
+
+def _probability(win: Interval | None) -> str:
+    return NOTHING if win is None else f"{number(win.estimate, 2)} [{number(win.low, 2)}, {number(win.high, 2)}]"
 
 
 def _head(comparison: Comparison) -> list[Block]:
@@ -266,7 +287,7 @@ def _head(comparison: Comparison) -> list[Block]:
 
 
 def _results(comparison: Comparison) -> list[Block]:
-    ranks = comparison.ranks.mean_ranks if comparison.ranks else None
+    ranks: list[float] | None = comparison.ranks.mean_ranks.tolist() if comparison.ranks else None
     header = ["study", "seeds", "trials", "best in search", "fresh seeds, validation", "fresh seeds, test"]
     header += (["mean rank"] if ranks is not None else []) + ["diverged", "time"]
     rows = []
@@ -276,16 +297,19 @@ def _results(comparison: Comparison) -> list[Block]:
             interval(spread) if spread else NOTHING for spread in (entry.spread[s] for s in ("search", "validation", "test"))
         ]
         row = [entry.name, str(len(entry.final)), str(low) if low == high else f"{low} to {high}", *cells]
-        row += [number(float(ranks[k]), 3)] if ranks is not None else []
+        row += [number(ranks[k], 3)] if ranks is not None else []
         rows.append([*row, percent(entry.diverged), duration(entry.seconds)])
     about = (
         "Means with 95 % intervals (Student's t) over seeds, in brackets where there is more than one value. "
         "The best in search is optimistic: the luckiest of many trials."
     )
     parts: list[Block] = [Heading("Results"), Table(header, rows), Paragraph(about, small=True)]
-    if comparison.ranks is not None:
+    if comparison.ranks is not None and ranks is not None:
         found = comparison.ranks
         text = f"Ranks are over the {found.count} seeds that all share, by {_BASIS[comparison.basis]}; 1 is best."
+        tied = [entry.name for entry, rank in zip(comparison.entries, ranks, strict=True) if rank == min(ranks)]
+        if len(tied) > 1:
+            text += f" {shorten(', '.join(tied), 200)} are tied."
         if len(comparison.entries) > 2:
             text += f" Friedman's test that all are alike: {p_value(found.p_value)} (approximate)."
         parts.append(Paragraph(text, small=True))
@@ -300,7 +324,7 @@ def _tests(comparison: Comparison) -> list[Block]:
     for pair in comparison.pairs:
         paired = pair.paired
         name = f"{pair.first} vs {pair.second}"
-        win = f"{number(pair.win.estimate, 2)} [{number(pair.win.low, 2)}, {number(pair.win.high, 2)}]"
+        win = _probability(pair.win)
         if paired is None:
             rows.append([name, NOTHING, NOTHING, NOTHING, win, NOTHING])
             continue
@@ -322,7 +346,9 @@ def _tests(comparison: Comparison) -> list[Block]:
     about = (
         "Seeds that two studies share are paired: Wilcoxon's signed-rank test, two-sided, p-values adjusted by Holm. "
         "The difference is first minus second with its 95 % interval; the effect is the rank-biserial correlation, "
-        "1 where the first is better on every seed; the win probability is that of one seed against another."
+        "1 where the first is better on every seed. The win probability is that of one search against another where there are "
+        "several seeds of each, or of one training against another where two winners were trained on fresh seeds; one value of "
+        "each gives none."
     )
     words = [Paragraph(verdict(pair)) for pair in comparison.pairs]
     return [

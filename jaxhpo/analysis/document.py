@@ -158,7 +158,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .8rem; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .7rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line); }
 p { max-width: 46rem; margin: .6rem 0; }
 p.small, figcaption { color: var(--muted); font-size: .85rem; line-height: 1.4; }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .6rem; margin: 1rem 0; }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: .6rem; margin: 1rem 0; }
 dl > div { background: var(--soft); border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .75rem; }
 dt { color: var(--muted); font-size: .8rem; }
 dd { margin: 0; font-size: 1.1rem; font-weight: 600; font-variant-numeric: tabular-nums; }
@@ -166,21 +166,25 @@ dd { margin: 0; font-size: 1.1rem; font-weight: 600; font-variant-numeric: tabul
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .32rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); max-width: 24rem; }
 th { color: var(--muted); font-weight: 600; white-space: nowrap; border-bottom-width: 2px; }
-td { overflow-wrap: break-word; min-width: 3.5rem; }
-td.w { min-width: min(15rem, 60vw); }
-td.n, th.n { text-align: right; white-space: nowrap; }
+td { white-space: nowrap; }
+td.w { white-space: normal; overflow-wrap: break-word; min-width: min(15rem, 60vw); }
+td.n, th.n { text-align: right; }
 pre { overflow-x: auto; background: var(--soft); border: 1px solid var(--line); border-radius: .5rem; padding: .75rem 1rem; }
 pre, code { font: .85rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre { overflow-wrap: normal; }
 p code { background: var(--soft); padding: .1em .3em; border-radius: .25em; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.2rem; margin: 1rem 0; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 1.2rem; margin: 1rem 0; }
 .figures.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); gap: .8rem; }
-figure { margin: 0; min-width: 0; }
-figure.wide { grid-column: 1 / -1; }
+figure { margin: 0; min-width: 0; max-width: 30rem; }
+figure.wide { grid-column: 1 / -1; max-width: none; }
 figure.wide svg { min-width: 48rem; }
 figure.wide text { paint-order: stroke; stroke: var(--page); stroke-width: 2.5px; }
 figure .scroll { margin: 0; }
 svg { display: block; width: 100%; height: auto; }
+@media (max-width: 34rem) {
+  table { font-size: .8rem; }
+  th, td { padding: .3rem .4rem; }
+}
 @media print {
   body { max-width: none; padding: 0; font-size: 10.5pt; }
   .scroll, pre { overflow: visible; white-space: pre-wrap; }
@@ -189,7 +193,7 @@ svg { display: block; width: 100%; height: auto; }
   .figures.small { grid-template-columns: 1fr 1fr 1fr; }
   figure.wide svg { min-width: 0; }
   th, td { padding: .2rem .4rem; }
-  td.n, th.n { white-space: normal; }
+  td, th { white-space: normal; }
   figure, tr, dl > div { break-inside: avoid; }
   h2 { break-after: avoid; }
 }
@@ -200,8 +204,13 @@ def _escape(text: str) -> str:
     return html.escape(clean(text))
 
 
+def _together(text: str) -> str:
+    """Escaped text in which a number and its unit stay on one line."""
+    return re.sub(r"(?<=\d) (?=%|s\b|min\b|h\b)", "\u00a0", _escape(text))
+
+
 def _prose(text: str) -> str:
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", _escape(text))
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", _together(text))
 
 
 def _mark(cell: str, mark: str) -> str:
@@ -243,7 +252,7 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
                 parts.append(f"<p{mark}>{_prose(text)}</p>")
             case Facts(pairs):
                 inside = "".join(
-                    f"<div><dt>{_escape(name)}</dt><dd>{_escape(fact) or NOTHING}</dd></div>" for name, fact in pairs
+                    f"<div><dt>{_escape(name)}</dt><dd>{_together(fact) or NOTHING}</dd></div>" for name, fact in pairs
                 )
                 parts.append(f"<dl>{inside}</dl>")
             case Table():

@@ -42,7 +42,8 @@ def interval(value: Interval) -> str:
         return f"{number(value.estimate)} [{number(value.low)}, {number(value.high)}]"
     places = 1 - math.floor(math.log10(width))  # two digits of the half width
     if 1e-4 <= size < 1e6 and places <= 8:
-        estimate, low, high = (f"{x:.{max(places, 0)}f}" for x in (value.estimate, value.low, value.high))
+        shown = (round(x, max(places, 0)) + 0.0 for x in (value.estimate, value.low, value.high))  # never -0.000
+        estimate, low, high = (f"{x:.{max(places, 0)}f}" for x in shown)
     else:
         digits = min(max(places + math.floor(math.log10(size)) + 1, 2), 8)
         estimate, low, high = (number(x, digits) for x in (value.estimate, value.low, value.high))

@@ -13,13 +13,15 @@ from jaxhpo.analysis.columns import Column, by_association, columns
 from jaxhpo.analysis.format import clean, number, percent, shorten
 
 if TYPE_CHECKING:
+    from jaxhpo.analysis.importance import Importance
     from jaxhpo.study.record import StudyRecord, TrialRow
 
 MOST_POINTS = 1000
 MOST_LINES = 300
 MOST_AXES = 10
 MOST_SLICES = 12
-_SMALL, _MIDDLE, _WIDE = (240.0, 175.0), (440.0, 260.0), (760.0, 330.0)
+MOST_BARS = 20
+SMALL, MIDDLE, WIDE = (240.0, 175.0), (350.0, 235.0), (760.0, 330.0)
 
 
 def sign_of(record: StudyRecord) -> float:
@@ -45,10 +47,10 @@ def _turns(best: np.ndarray) -> np.ndarray:
     return np.flatnonzero(best < np.concatenate([[np.inf], best[:-1]]))
 
 
-def _value_axis(axes: Any, best: float, values: np.ndarray, sign: float) -> float:
+def value_axis(axes: Any, best: float, values: np.ndarray, sign: float, factor: float = 100.0) -> float:
     """Set up the y axis for finite ``values`` of the metric, whose best is ``best``; returns the worst value that it shows."""
-    scale = canvas.scale_of(values)
-    edge = canvas.edge_of(values, sign) if scale[0] == "linear" else sign * float((sign * values).max())
+    scale = canvas.scale_of(values, factor)
+    edge = canvas.worst_shown(scale, values, sign)
     canvas.set_scale(axes.yaxis, scale, (min(best, edge), max(best, edge)))
     return edge
 
@@ -59,18 +61,17 @@ def _beyond(count: int) -> str:
 
 def incumbent_over_trials(record: StudyRecord) -> Plot | None:
     """Best value after every finished trial, over all trials as points."""
-    trials, sign = sorted(record.trials, key=lambda trial: trial.number), sign_of(record)
-    losses = curves.losses_of(trials)
+    sign, losses = sign_of(record), curves.losses_of(curves.in_order_of_ends(record.trials))
     finite = np.flatnonzero(np.isfinite(losses))
     if not finite.size:
         return None
-    best = np.minimum.accumulate(losses)
+    best = curves.incumbent_by_trial(record.trials)
     shown = finite[_thin(losses[finite], MOST_POINTS)]
     beyond = [0]
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        edge = _value_axis(axes, sign * best[-1], sign * losses[finite], sign)
+        edge = value_axis(axes, sign * best[-1], sign * losses[finite], sign)
         y, _ = canvas.clip_to(sign * losses[shown], edge, sign)
         beyond[0] = canvas.clip_to(sign * losses[finite], edge, sign)[1]
         axes.plot(shown + 1, y, ".", color=GREY, alpha=0.6, markersize=5, markeredgewidth=0, zorder=1)
@@ -84,7 +85,7 @@ def incumbent_over_trials(record: StudyRecord) -> Plot | None:
         canvas.set_scale(axes.xaxis, ("linear", 0.0), (1, max(losses.size, 2)), whole=True)
         canvas.grid(axes)
 
-    svg = canvas.render("trials", title := "Best value over trials", _MIDDLE, draw)
+    svg = canvas.render("trials", title := "Best value over trials", MIDDLE, draw)
     thinned = f" {shown.size} of {finite.size} trials are drawn." if shown.size < finite.size else ""
     return Plot("trials", title, svg, f"Best value so far (line) and every trial (points).{thinned}{_beyond(beyond[0])}")
 
@@ -102,7 +103,7 @@ def incumbent_over_time(record: StudyRecord) -> Plot | None:
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        edge = _value_axis(axes, sign * best[-1], sign * best, sign)
+        edge = value_axis(axes, sign * best[-1], sign * best, sign)
         x, line = np.append(seconds[turns], last) / unit, np.append(best[turns], best[-1])
         axes.step(x, canvas.clip_to(sign * line, edge, sign)[0], where="post", color=BLUE)
         axes.plot([seconds[turns[-1]] / unit], [sign * best[-1]], "o", color=ORANGE, markersize=6)
@@ -112,7 +113,7 @@ def incumbent_over_time(record: StudyRecord) -> Plot | None:
         canvas.set_scale(axes.xaxis, ("linear", 0.0), (0.0, last / unit or 1.0))
         canvas.grid(axes)
 
-    svg = canvas.render("time", title := "Best value over time", _MIDDLE, draw)
+    svg = canvas.render("time", title := "Best value over time", MIDDLE, draw)
     return Plot("time", title, svg, "Best value known at each moment of the search.")
 
 
@@ -138,9 +139,43 @@ def diverged_share(record: StudyRecord) -> Plot | None:
         canvas.grid(axes)
 
     lost = int(np.isinf(curves.losses_of(record.trials)).sum())
-    svg = canvas.render("diverged", title := "Diverged trials", _MIDDLE, draw)
+    svg = canvas.render("diverged", title := "Diverged trials", MIDDLE, draw)
     caption = f"Share of diverged trials among the last {window}; {lost} of {share.size} ({percent(lost / share.size)}) in all."
     return Plot("diverged", title, svg, caption)
+
+
+def importances(overall: Sequence[Importance], near: Sequence[Importance]) -> Plot | None:
+    """Shares with their intervals, a row a hyperparameter, of ``overall`` and below it of ``near`` the best."""
+    if not overall:
+        return None
+    rows, local = overall[:MOST_BARS], {one.name: one for one in near}
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        kinds = [(rows, BLUE, "o", "among all"), ([local.get(one.name) for one in rows], ORANGE, "s", "near the best")]
+        kinds = kinds if local else kinds[:1]
+        for k, (told, color, marker, label) in enumerate(kinds):
+            shift = 0.0 if len(kinds) == 1 else 0.32 * k - 0.16
+            for i, one in enumerate(told):
+                if one is None:
+                    continue
+                axes.plot([one.share.low, one.share.high], [i + shift] * 2, color=color, linewidth=2.2, alpha=0.6)
+                axes.plot([one.share.estimate], [i + shift], marker, color=color, markersize=6, label=label if i == 0 else None)
+        axes.set_yticks(range(len(rows)), [shorten(one.title, 26) for one in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        highest = max(one.share.high for told, *_ in kinds for one in told if one is not None)
+        top = min(1.0, max(0.1, 1.05 * highest))
+        axes.set_xlim(-0.01 * top, top)
+        canvas.set_scale(axes.xaxis, ("linear", 0.0), (0.0, top), 5)
+        axes.set_xlabel("share of what decides, with its 95 % interval")
+        axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
+        axes.set_axisbelow(True)
+        if len(kinds) > 1:
+            figure.legend(loc="outside lower center", ncols=2)
+
+    svg = canvas.render("importance", title := "Importance of the hyperparameters", (MIDDLE[0], 80 + 30 * len(rows)), draw)
+    left = f"The {len(rows)} greatest of {len(overall)}." if len(rows) < len(overall) else ""
+    return Plot("importance", title, svg, left)
 
 
 def slices(record: StudyRecord) -> list[Plot]:
@@ -177,7 +212,7 @@ def _slice(name: str, record: StudyRecord, column: Column, metric: np.ndarray, s
         jitter = 0.5 * ((np.arange(metric.size) * 0.618034) % 1 - 0.5) if column.kind == "choice" else 0.0
         x = column.values + jitter
         best = int(np.flatnonzero(np.isfinite(metric))[np.argmin(sign * metric[np.isfinite(metric)])])
-        edge = _value_axis(axes, metric[best], metric[np.isfinite(metric)], sign)
+        edge = value_axis(axes, metric[best], metric[np.isfinite(metric)], sign)
         axes.plot(
             x[at], canvas.clip_to(metric[at], edge, sign)[0], ".", color=BLUE, alpha=0.6, markersize=4.5, markeredgewidth=0
         )
@@ -205,7 +240,7 @@ def _slice(name: str, record: StudyRecord, column: Column, metric: np.ndarray, s
         axes.set_ylabel(shorten(record.metric, 20))
         canvas.grid(axes)
 
-    return canvas.render(name, f"{column.title} against {clean(record.metric)}", _SMALL, draw)
+    return canvas.render(name, f"{column.title} against {clean(record.metric)}", SMALL, draw)
 
 
 def _label_places(count: int, most: int) -> list[int]:
@@ -273,7 +308,7 @@ def parallel_coordinates(record: StudyRecord) -> Plot | None:
         axes.set_ylim(-0.06, 1.16)
         axes.set_xlim(-0.45, len(ticks) - 0.85)
 
-    svg = canvas.render("parallel", title := "Hyperparameters of the trials", _WIDE, draw)
+    svg = canvas.render("parallel", title := "Hyperparameters of the trials", WIDE, draw)
     parts = [
         "The thick line is the best trial. By rank, orange are the best twentieth, blue the better half, grey the others.",
         "Diverged trials are not drawn.",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxhpo.analysis import canvas, plots, statistics, summary
+from jaxhpo.analysis import canvas, plots, statistics, summary, training_plots
 from jaxhpo.analysis.columns import by_association, range_of, type_of
 from jaxhpo.analysis.config_text import to_toml
 from jaxhpo.analysis.document import Block, Code, Facts, Figures, Heading, Paragraph, Table, to_html, to_markdown, write
@@ -26,6 +26,8 @@ from jaxhpo.analysis.format import (
     shorten,
     value,
 )
+from jaxhpo.analysis.importance import Importance
+from jaxhpo.analysis.importance_words import mattered, overall_shares
 from jaxhpo.hypergradients import gauge
 
 if TYPE_CHECKING:
@@ -58,9 +60,10 @@ def blocks_of(record: StudyRecord, figures: bool) -> list[Block]:
     parts = _head(record, best)
     if best:
         parts += _winner(record, best[0]) + _confirmation(record, best[0])
+    overall = overall_shares(record) if best else []
     if figures:
-        parts += _progress(record)
-    parts += _searched(record, best)
+        parts += _progress(record) + _trainings(record, overall)
+    parts += mattered(record, overall, figures) + _searched(record, best)
     if best:
         parts += _top(record, best[:10])
     if figures:
@@ -196,6 +199,18 @@ def _progress(record: StudyRecord) -> list[Block]:
     drawn = [plots.incumbent_over_trials(record), plots.incumbent_over_time(record), plots.diverged_share(record)]
     found = [plot for plot in drawn if plot is not None]
     return [Heading("Progress"), Figures(found)] if found else []
+
+
+def _trainings(record: StudyRecord, overall: Sequence[Importance]) -> list[Block]:
+    """Learning curves, copies and schedules, where trials were looked at before their end."""
+    drawn = [training_plots.losses_over_steps(record), training_plots.lineage(record, overall[0].name if overall else None)]
+    found, small = [plot for plot in drawn if plot is not None], training_plots.schedules(record)
+    parts: list[Block] = [Heading("Within the trainings")] if found else []
+    parts += [Figures([plot]) for plot in found]
+    if small:
+        said = "The winner's schedule: what changed along its ancestry, over the range that was searched."
+        parts += [Figures(small, small=True), Paragraph(said, small=True)]
+    return parts
 
 
 def _relations(record: StudyRecord) -> list[Block]:

@@ -84,6 +84,52 @@ def test_honest_words_where_nothing_is_shown(make_record):
     assert any("One seed only: a, b." in note for note in alone.notes)
 
 
+def test_one_search_of_each_gives_no_win_probability(make_record):
+    found: Any = compare(group(make_record, "a", A[:1]) + group(make_record, "b", B[:1]))
+    assert (found.pairs[0].win, found.pairs[0].win_of) == (None, None)
+    text = format_comparison(found)
+    row = next(line for line in text.splitlines() if line.startswith("| a vs b"))
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["–"] * 5
+    several: Any = compare(group(make_record, "a", A) + group(make_record, "b", B[:1]))
+    assert several.pairs[0].win is None  # one of b is one value still
+    both: Any = compare(group(make_record, "a", A) + group(make_record, "b", B))
+    assert both.pairs[0].win_of == "searches"
+    assert both.pairs[0].win.estimate == 1.0
+
+
+def test_two_winners_on_fresh_seeds_are_told_apart_as_winners_only(make_record):
+    notes = [{"confirmation": {"number": 0, "seeds": 8, "validation": {"loss": x}, "test": {}}} for x in (A, B)]
+    one, other = (make_record([0.1], name=name, notes=note) for name, note in zip("ab", notes, strict=True))
+    pair = compare([one, other]).pairs[0]
+    assert pair.win_of == "trainings"
+    assert pair.win is not None
+    assert pair.win.estimate == 1.0
+    assert "nothing was tested" in verdict(pair)
+    assert "a training by a's is better than one by b's with probability 1 [" in verdict(pair)
+    same = compare([one, dataclasses.replace(other, notes=notes[0])]).pairs[0]
+    assert verdict(same).endswith("they are not told apart.")
+
+
+def test_ties_are_called_ties(make_record):
+    mixed = [*A[:4], *(x + 0.05 for x in A[4:])]
+    pair = compare(group(make_record, "a", A) + group(make_record, "b", mixed)).pairs[0]
+    assert "8 seeds, 4 of them tied" in verdict(pair)
+    text = format_comparison(compare(group(make_record, "a", A) + group(make_record, "b", A)))
+    assert "a, b are tied." in text
+
+
+def test_steps_that_were_spent(make_record):
+    """Every trial of these takes 100 steps; the second study ends after fewer."""
+    found: Any = compare(group(make_record, "a", A[:2]) + group(make_record, "b", B[:2], trials=3))
+    first, second = found.entries
+    assert (first.spent[0], first.spent[-1], second.spent[-1]) == (0, 600, 300)
+    assert np.isinf(first.losses_spent[:, first.spent < 100]).all()
+    assert first.losses_spent[:, -1].tolist() == A[:2]
+    at = np.searchsorted(first.spent, 250)
+    assert first.losses_spent[:, at] == pytest.approx(first.losses[:, 1])  # two trials have ended by then
+    assert first.every.size == 12
+
+
 def test_three_studies_are_ranked_and_adjusted(make_record):
     c = [x + 0.02 for x in B]
     found: Any = compare(group(make_record, "a", A) + group(make_record, "b", B) + group(make_record, "c", c))
@@ -127,7 +173,7 @@ def test_comparison_files(make_record, tmp_path):
     records = group(make_record, "<b>swarm</b>", A) + group(make_record, "random", [None, *B[1:]], trials=9)
     markdown, page = write_comparison(records, tmp_path / "out")
     text = page.read_text()
-    assert text.count("<svg") == 2
+    assert text.count("<svg") == 4
     assert "<b>" not in text
     assert "different numbers of finished trials" in markdown.read_text()
     repeats = compare(group(make_record, "a", A))

@@ -20,6 +20,10 @@ def test_number(x, text):
     assert format.number(x) == text
 
 
+def test_an_end_that_rounds_to_zero_has_no_sign():
+    assert format.interval(Interval(0.0123, -0.0001, 0.0247, 0.95, 8)) == "0.012 [0.000, 0.025]"
+
+
 @pytest.mark.parametrize(
     ("bounds", "text"),
     [

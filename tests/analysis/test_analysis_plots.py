@@ -159,6 +159,19 @@ def test_edges_hide_the_wild_only():
     assert canvas.clip_to(wild, edge, 1.0)[1] == 1
 
 
+def test_a_few_wild_values_do_not_stretch_a_logarithmic_axis():
+    calm = np.geomspace(0.1, 1, 50)
+    assert canvas.worst_shown(("log", 0.0), calm, 1.0) == calm.max()
+    assert canvas.worst_shown(("log", 0.0), np.append(calm, 1e9), 1.0) < 10
+    assert canvas.worst_shown(("linear", 0.0), calm, 1.0) == 1.0
+    assert canvas.worst_shown(("symlog", 1e-3), [0.0, 1e-3, 5.0], 1.0) == 5.0
+
+
+def test_colours_between_blue_and_orange():
+    assert (canvas.blend(0.0), canvas.blend(1.0), canvas.blend(float("nan"))) == (canvas.BLUE, canvas.ORANGE, canvas.GREY)
+    assert len({canvas.blend(x / 20) for x in range(21)}) == 21
+
+
 def test_ticks():
     assert canvas.log_ticks(1e-4, 1.0) == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1.0])
     assert canvas.log_ticks(16, 256) == pytest.approx([20, 50, 100, 200])
