@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from jaxhpo.tasks.gradient import value_and_grad
     from jaxhpo.tasks.linen import from_linen
     from jaxhpo.tasks.nnx import from_nnx
+    from jaxhpo.tasks.nnx_steps import from_nnx_steps
     from jaxhpo.tasks.repeated import over_seeds
+    from jaxhpo.tasks.steps import from_steps
     from jaxhpo.tasks.supervised import training_loss
     from jaxhpo.tasks.task import HostFunction, Task, Training, check_task
 
@@ -21,6 +23,8 @@ _HOMES = {
     "check_task": "task",
     "from_linen": "linen",
     "from_nnx": "nnx",
+    "from_nnx_steps": "nnx_steps",
+    "from_steps": "steps",
     "over_seeds": "repeated",
     "value_and_grad": "gradient",
     "training_loss": "supervised",
@@ -35,6 +39,8 @@ __all__ = [
     "dropout",
     "from_linen",
     "from_nnx",
+    "from_nnx_steps",
+    "from_steps",
     "masked",
     "metrics",
     "minibatch",

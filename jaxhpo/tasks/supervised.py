@@ -122,9 +122,9 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One function of a recipe; unlike a bound method it is equal to that of an equal recipe."""
+    """One function of a recipe, of a ``Recipe`` or another; unlike a bound method it is equal to that of an equal recipe."""
 
-    recipe: Recipe
+    recipe: Any
     name: str
 
     def __call__(self, *args: Any) -> Any:
@@ -152,7 +152,8 @@ def training_loss(task: Task) -> Callable[[Any, Any, TrainState], jax.Array] | N
     step = task.step
     if not (isinstance(step, Partial) and isinstance(step.func, Part) and step.func.name == "step"):
         return None
-    return Partial(Part(step.func.recipe, "whole_loss"), *step.args)
+    recipe = step.func.recipe
+    return Partial(Part(recipe, "whole_loss"), *step.args) if isinstance(recipe, Recipe) else None
 
 
 def classification_loss(hparams: Any, logits: jax.Array, labels: jax.Array) -> jax.Array:
