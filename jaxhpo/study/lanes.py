@@ -2,6 +2,9 @@
 
 Notation: B lanes of the optimizer, W lanes to a shard, P padded lanes (a whole number of shards on every device),
 D dimensions of the cube. A trial's bits depend on its number, its point and W; not on the devices.
+
+What devices tell each other is written out here, in one exchange a time, each of which needs the one before: two that do not
+may start in another order on each device, and then wait for each other for ever (seen on CPUs with few threads).
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxhpo.core import Array, pytree_dataclass
+from jaxhpo.study.lane_bytes import from_bytes, to_bytes
 from jaxhpo.study.problem import SEED_STREAM, TRIAL_STREAM, Plan, Problem
 from jaxhpo.tasks.plain_loss import scalar_metrics
 from jaxhpo.tasks.task import has_no_nan, init_and_step_keys
@@ -177,8 +181,47 @@ def in_shards(plan: Plan, shard: Callable[..., Any], shared: Any, *lanes: Any) -
 
 
 def train_round(problem: Problem, plan: Plan, row: Row, state: Any) -> tuple[Any, Outcome]:
-    """One round of all ``P`` lanes."""
-    return in_shards(plan, train_shard, problem, row, state)
+    """One round of all ``P`` lanes; each device knows the states and the outcome of its own ones."""
+    return in_shards(plan, train_shard, problem, _known_everywhere(plan, row), state)
+
+
+def _known_everywhere(plan: Plan, tree: Any) -> Any:
+    """Arrays ``[P, ...]`` that every device computes for all lanes: from here on it takes those of its own."""
+    return tree if plan.mesh is None else lax.with_sharding_constraint(tree, NamedSharding(plan.mesh, EVERYWHERE))
+
+
+def whole_everywhere(plan: Plan, tree: Any) -> Any:
+    """Arrays ``[P, ...]`` of which each device has its own lanes, whole on every device by one exchange of their bytes."""
+    if plan.mesh is None or plan.num_devices == 1:
+        return tree
+    return jax.shard_map(_exchanged, mesh=plan.mesh, in_specs=LANES, out_specs=EVERYWHERE, check_vma=False)(tree)
+
+
+def _exchanged(tree: Any) -> Any:
+    """From the lanes of this device to those of all; within ``shard_map``."""
+    like = jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[0], tree), tree)
+    whole = lax.all_gather(jax.vmap(to_bytes)(tree), "lanes", tiled=True)
+    return jax.vmap(lambda data: from_bytes(like, data))(whole)
+
+
+def take_over(plan: Plan, source: Array, state: Any) -> Any:
+    """Training states ``[P, ...]``, each that of the lane ``source``, ``i32[P]``; nothing moves where all keep their own."""
+    if not jax.tree.leaves(state):
+        return state
+    here = plan.padded_lanes // plan.num_devices
+
+    def taken(source: Array, state: Any) -> Any:
+        mine = lax.dynamic_slice_in_dim(source, lax.axis_index("lanes") * here, here)
+        return jax.tree.map(lambda x: x[mine], _exchanged(state))
+
+    def gathered(state: Any) -> Any:
+        if plan.mesh is None or plan.num_devices == 1:
+            return jax.tree.map(lambda x: x[source], state)
+        specs = (EVERYWHERE, LANES)
+        return jax.shard_map(taken, mesh=plan.mesh, in_specs=specs, out_specs=LANES, check_vma=False)(source, state)
+
+    own = jnp.arange(source.shape[0], dtype=source.dtype)
+    return lax.cond((source != own).any(), gathered, lambda state: state, state)
 
 
 def pad(plan: Plan, tree: Any) -> Any:
@@ -254,4 +297,6 @@ def train_schedule(problem: Problem, plan: Plan, schedule: Schedule) -> tuple[Ou
             return outcome, {}
         return outcome, jax.vmap(lambda v, s: scalar_metrics(test(problem.hparams(v), s)))(row_of(rounds - 1).values, state)
 
-    return unpad(plan, in_shards(plan, shard, (problem, schedule.part, schedule.rounds), values, number, seed))
+    values, number, seed = _known_everywhere(plan, (values, number, seed))
+    told = in_shards(plan, shard, (problem, schedule.part, schedule.rounds), values, number, seed)
+    return unpad(plan, whole_everywhere(plan, told))

@@ -22,7 +22,7 @@ from jax import lax
 from jaxhpo.core import FRESH, Array, Feedback, Query, pytree_dataclass
 from jaxhpo.hypergradients import gauge
 from jaxhpo.study import seeds
-from jaxhpo.study.lanes import Outcome, Row, init_state, one_row, pad, train_round, unpad
+from jaxhpo.study.lanes import Outcome, Row, init_state, one_row, pad, take_over, train_round, unpad, whole_everywhere
 from jaxhpo.study.problem import INIT_STREAM, ROUND_STREAM, Plan, Problem
 
 
@@ -276,22 +276,15 @@ def is_over(problem: Problem, carry: Carry) -> Array:
     return (carry.finished >= problem.num_trials) | carry.stuck | (carry.busy >= problem.max_rounds) | reached
 
 
-def _take_over(source: Array, state: Any) -> Any:
-    """Training states gathered along the lanes, only where some lane copies another's."""
-    own = jnp.arange(source.shape[0], dtype=source.dtype)
-    gather = lambda state: jax.tree.map(lambda x: x[source], state)
-    return lax.cond((source != own).any(), gather, lambda state: state, state)
-
-
 def run_round(problem: Problem, plan: Plan, carry: Carry) -> tuple[Carry, Trials]:
     """One pass of the loop."""
     turn, row = propose(problem, carry)
     rows, source = seeds.spread(problem, carry.seeds, row, turn.source)
     # A padding lane takes over from itself: its state is nobody's.
     own = jnp.arange(plan.num_trainings, plan.padded_lanes, dtype=source.dtype)
-    state = _take_over(jnp.concatenate([source, own]), carry.train_state)
+    state = take_over(plan, jnp.concatenate([source, own]), carry.train_state)
     state, outcome = train_round(problem, plan, pad(plan, rows), state)
-    return learn(problem, carry, turn, row, unpad(plan, outcome), state)
+    return learn(problem, carry, turn, row, unpad(plan, whole_everywhere(plan, outcome)), state)
 
 
 def empty_trials(problem: Problem, plan: Plan, carry: Carry, rounds: int) -> Trials:

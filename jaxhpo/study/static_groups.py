@@ -25,9 +25,9 @@ from jaxhpo.core import Array
 from jaxhpo.errors import JaxhpoError
 from jaxhpo.space import Space, label_of
 from jaxhpo.study.engines import Told
-from jaxhpo.study.lanes import EVERYWHERE, LANES, Outcome, Row, in_shards, init_state, one_row, train_shard
+from jaxhpo.study.lane_bytes import from_bytes, size_of, to_bytes
+from jaxhpo.study.lanes import EVERYWHERE, LANES, Outcome, Row, init_state, one_row, train_round, whole_everywhere
 from jaxhpo.study.problem import Plan, Problem
-from jaxhpo.study.snapshot import is_key, key_impl_of
 
 MOST_PROGRAMS = 64
 
@@ -36,49 +36,6 @@ _MOST_LATE = 2  # a trial goes first, however few are like it, once so many time
 Static = tuple[int, ...]
 
 _COMPILED: dict[Any, Any] = {}  # programs of this process, the oldest first, so that studies alike share them
-
-
-def _bare(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if is_key(leaf) else leaf
-
-
-def to_bytes(state: Any, size: int) -> jax.Array:
-    """The arrays of one training state as bytes, ``u8[size]``, zeros at the end."""
-    parts = [jnp.zeros(0, jnp.uint8)]
-    for leaf in jax.tree.leaves(jax.tree.map(_bare, state)):
-        leaf = jnp.asarray(leaf)
-        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-            leaf = jnp.stack([leaf.real, leaf.imag])
-        whole = leaf.astype(jnp.uint8) if leaf.dtype == bool else lax.bitcast_convert_type(leaf, jnp.uint8)
-        parts.append(whole.reshape(-1))
-    flat = jnp.concatenate(parts)
-    return jnp.pad(flat, (0, size - flat.size))
-
-
-def from_bytes(like: Any, data: Array) -> Any:
-    """The inverse of :func:`to_bytes`; ``like`` holds shapes and dtypes."""
-    leaves, treedef = jax.tree.flatten(like)
-    found, at = [], 0
-    for due in leaves:
-        bare = jax.eval_shape(_bare, due)
-        is_complex = jnp.issubdtype(bare.dtype, jnp.complexfloating)
-        dtype = np.dtype(np.float64 if bare.dtype == np.complex128 else np.float32) if is_complex else bare.dtype
-        shape = (2, *bare.shape) if is_complex else bare.shape
-        width = jnp.dtype(dtype).itemsize
-        piece = data[at : at + math.prod(shape) * width]
-        at += math.prod(shape) * width
-        if jnp.issubdtype(dtype, jnp.bool_):
-            leaf = piece.reshape(shape).astype(bool)
-        else:
-            leaf = lax.bitcast_convert_type(piece.reshape((*shape, width) if width > 1 else shape), dtype)
-        leaf = lax.complex(leaf[0], leaf[1]) if is_complex else leaf
-        found.append(jax.random.wrap_key_data(jnp.asarray(leaf), impl=key_impl_of(due)) if is_key(due) else leaf)
-    return jax.tree.unflatten(treedef, found)
-
-
-def _size_of(like: Any) -> int:
-    bare = jax.eval_shape(lambda state: jax.tree.map(_bare, state), like)
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(bare))
 
 
 def batch_plan(space: Space, plan: Plan) -> Plan:
@@ -94,12 +51,13 @@ def _train(problem: Problem, plan: Plan, size: int, row: Row, data: Array) -> tu
 
     def one(loop: tuple[Row, Any, Outcome]) -> tuple[Row, Any, Outcome]:
         row, state, before = loop
-        state, outcome = in_shards(plan, train_shard, problem, row, state)
+        state, outcome = train_round(problem, plan, row, state)
+        outcome = whole_everywhere(plan, outcome)
         row = dataclasses.replace(row, fresh=jnp.zeros_like(row.fresh), steps=outcome.steps)
         return row, state, dataclasses.replace(outcome, rounds=before.rounds + outcome.rounds)
 
     state = jax.vmap(functools.partial(from_bytes, like))(data)
-    nothing = jax.eval_shape(lambda row, state: in_shards(plan, train_shard, problem, row, state)[1], row, state)
+    nothing = jax.eval_shape(lambda row, state: train_round(problem, plan, row, state)[1], row, state)
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), nothing)
     _, state, outcome = lax.while_loop(lambda loop: ~loop[2].over.any(), one, (row, state, start))
     return jax.vmap(lambda state: to_bytes(state, size))(state) if size else data, outcome
@@ -140,7 +98,7 @@ class StaticGroups:
 
     def _state_size(self, static: Static) -> int:
         problem = self._problem_of(static)
-        return _size_of(jax.eval_shape(init_state, problem, one_row(problem)))
+        return size_of(jax.eval_shape(init_state, problem, one_row(problem)))
 
     def states(self) -> Any:
         return np.zeros((self._lanes * self._seeds, self._size), np.uint8)

@@ -1,6 +1,7 @@
 """The driver: what it computes, what it compiles, and what it makes of divergence."""
 
 import dataclasses
+import re
 
 import chex
 import jax
@@ -291,6 +292,26 @@ def test_training_exchanges_nothing_between_devices():
     assert "while" in text
     for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
         assert collective not in text
+
+
+COLLECTIVE = r"= .* (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+
+
+@pytest.mark.parametrize("wrapper", [jh.ASHA, jh.PBT])
+def test_devices_exchange_states_once_and_what_became_of_lanes_once(wrapper):
+    """Two exchanges of which neither needs the other may wait for each other: so there are two in all, one after the other."""
+    from jaxhpo.study.lanes import Schedule
+
+    optimizer = wrapper(jh.RandomSearch(num_lanes=8)).for_training(20, 2)
+    space = jh.Space({"lr": jh.Float(0.01, 0.4)})
+    problem = make_problem(sgd(), space, optimizer, key=jax.random.key(0), limits=Limits(8), metric=None, maximize=False)
+    programs = engines.programs_of(make_plan(8, 1, 2, 4))
+    carry = programs.first(problem)
+    count = lambda lowered: re.findall(COLLECTIVE, lowered.compile().as_text())
+    assert count(programs.chunk.lower(problem, carry, np.int32(1))) == ["all-gather"] * 2
+    one = jnp.zeros(8, jnp.int32)
+    schedule = Schedule([jnp.zeros((8, 1))], one[:, None], one, jnp.zeros(10, jnp.int32), jnp.int32(10))
+    assert count(programs.schedule.lower(problem, schedule)) == ["all-gather"]
 
 
 def test_a_lane_can_continue_and_copy_training():
