@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "jaxhpo"
 ROOMS = [
     "errors", "core", "space", "tasks", "surrogates", "optimizers", "fidelity", "hypergradients", "study", "analysis",
-    "benchmarks", "config", "cli",
+    "benchmarks", "integrations", "config", "cli",
 ]  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem in ROOMS)
 

@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=f"{text[:1].upper()}{text[1:]}.", allow_abbrev=False)
 
     run = command("run", "run the study that a TOML file describes")
-    run.add_argument("config", metavar="CONFIG", help="the TOML file")
+    run.add_argument("config", metavar="CONFIG", help="the TOML file, or a Python file with get_config: FILE.py[:ARGUMENT]")
     run.add_argument(
         "--set",
         metavar="KEY=VALUE",
@@ -77,6 +77,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--seed", type=_at_least(0), metavar="N", help="the seed of the study; the same as --set study.seed=N")
     run.add_argument("--out", metavar="DIR", help="where to keep the record (default: runs/NAME-seedN)")
+    run.add_argument(
+        "--smoke", action="store_true", help="the study in small, to see that all fits together; its figures mean nothing"
+    )
 
     resume = command("resume", "go on with a study that was interrupted or killed")
     resume.add_argument("folder", metavar="DIR", help="the folder of the study")
@@ -106,8 +109,12 @@ def make_parser() -> argparse.ArgumentParser:
 
     export = command("export", "write the trials of a study in another format")
     export.add_argument("folder", metavar="DIR", help="the folder of the study")
-    export.add_argument("--to", choices=("csv", "jsonl", "optuna"), required=True, help="the format")
-    export.add_argument("--out", metavar="PATH", help="the file to write (default: beside the record)")
+    export.add_argument("--to", choices=("csv", "jsonl", "optuna", "tensorboard"), required=True, help="the format")
+    export.add_argument("--out", metavar="PATH", help="the file or folder to write (default: beside the record)")
+
+    importing = command("import", "turn a sweep of W&B (.yaml) or of big_vision's kind (.py, sweep(add)) into a config")
+    importing.add_argument("file", metavar="FILE", help="the sweep")
+    importing.add_argument("--out", metavar="CONFIG", help="the TOML file to write (default: print it)")
 
     listing = command("list", "list what there is")
     listing.add_argument("what", choices=("optimizers", "tasks", "data", "leaves"), help="of what")
@@ -117,6 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
     actions.add_parser("list", help="list the data sets")
     fetch = actions.add_parser("fetch", help="fetch a data set")
     fetch.add_argument("name", metavar="NAME", help="the data set, as jaxhpo data list names it")
+    fetch.add_argument("--data-dir", metavar="DIR", help="where the IDX files of mnist and fashion_mnist are")
     return parser
 
 

@@ -19,7 +19,7 @@ INTERRUPTED = 130
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    from jaxhpo.config import load
+    from jaxhpo.config import load, smoke
     from jaxhpo.study.record import holds_study
 
     overrides = list(arguments.overrides)
@@ -27,6 +27,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         f"study.{name}={getattr(arguments, name)}" for name in ("seed", "devices") if getattr(arguments, name) is not None
     ]
     config = load(arguments.config, overrides)
+    config = smoke(config) if arguments.smoke else config
     folder = Path(arguments.out or Path("runs", f"{config.study.name}-seed{config.study.seed}"))
     if holds_study(folder):
         hint = f"go on with it by: jaxhpo resume {shlex.quote(str(folder))}, or choose another folder by --out"
@@ -220,9 +221,28 @@ def compare_command(arguments: argparse.Namespace) -> int:
 
 def export_command(arguments: argparse.Namespace) -> int:
     from jaxhpo.analysis.export import export
+    from jaxhpo.integrations import tensorboard
     from jaxhpo.study.record import read_record
 
-    print(export(read_record(arguments.folder), arguments.to, arguments.out))
+    record = read_record(arguments.folder)
+    if arguments.to == "tensorboard":
+        print(tensorboard.export(record, arguments.out))
+    else:
+        print(export(record, arguments.to, arguments.out))
+    return 0
+
+
+def import_command(arguments: argparse.Namespace) -> int:
+    from jaxhpo.analysis.document import write
+    from jaxhpo.integrations.sweep import read_sweep
+
+    target = None if arguments.out is None else Path(arguments.out)
+    if target is not None and target.exists():
+        raise JaxhpoError(f"{target} is there already: choose another file by --out, or remove it first")
+    found = read_sweep(arguments.file)
+    for note in found.notes:
+        print(f"jaxhpo: note: {note}", file=sys.stderr)
+    print(found.to_toml() if target is None else write(target, found.to_toml()), end="" if target is None else "\n")
     return 0
 
 
@@ -243,5 +263,5 @@ def data_command(arguments: argparse.Namespace) -> int:
 
     if arguments.action == "list":
         return list_command(argparse.Namespace(what="data"))
-    datasets.fetch(arguments.name, lambda line: print(line, flush=True))
+    datasets.fetch(arguments.name, lambda line: print(line, flush=True), arguments.data_dir)
     return 0

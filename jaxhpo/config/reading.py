@@ -1,4 +1,4 @@
-"""A study as a TOML file: read, checked, and built.
+"""A study as a TOML file, or as a mapping in Python: read, checked, and built.
 
     file --load--> Config (plain typed tables; no JAX) --build--> Study
 
@@ -31,6 +31,8 @@ from jaxhpo.config.fields import (
 )
 from jaxhpo.config.overrides import TABLES, override
 from jaxhpo.config.space_tables import check_space
+from jaxhpo.errors import JaxhpoError
+from jaxhpo.integrations.config_dict import from_python, is_table, plain, python_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,26 +94,30 @@ class Config:
     def from_dict(cls, data: Mapping[str, Any], source: str = "the recorded config", folders: Sequence[Path] = ()) -> Config:
         """The inverse of :meth:`to_dict`, but for ``source`` and ``folders``: a record may have been moved.
 
+        Args:
+            data: the tables; a mapping of any kind, such as a ConfigDict (:mod:`jaxhpo.integrations.config_dict`).
+
         Raises:
             ConfigError: if it is not such a dictionary, as for a study that was not started from a file.
         """
+        data = plain(data)
         if not all(isinstance(data.get(name), dict) for name in ("study", "task", "space", "optimizer")):
             raise ConfigError([f"{source}: not made by a config file; go on with it from the program that started it"])
-        return _checked(Problems(source), copy.deepcopy(dict(data)), tuple(folders))
+        return _checked(Problems(source), copy.deepcopy(data), tuple(folders))
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a TOML file.
+def load(config: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Read a config.
 
     Args:
-        path: the file.
+        config: a TOML file; a Python file with a function ``get_config``, and after a colon its argument; or the tables
+            themselves, as a mapping of any kind, such as a ConfigDict (:mod:`jaxhpo.integrations.config_dict`).
         overrides: texts such as ``optimizer.inertia=0.7``; values are TOML, and plain words need no quotes.
 
     Raises:
         ConfigError: with a line for each mistake.
     """
-    source, path = str(path), Path(path)
-    tables = _parsed(source, path)
+    source, path, tables = _tables(config)
     problems = Problems(source)
     for text in overrides:
         override(problems, tables, text)
@@ -122,6 +128,22 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 # The file.
+
+
+def _tables(config: Any) -> tuple[str, Path, dict[str, Any]]:
+    """What to call a config, the file that it is or would be, and its tables."""
+    if not isinstance(config, (str, Path)):
+        if not is_table(config):
+            raise ConfigError([f"config: must be a file, a ConfigDict or a dictionary, not {type(config).__name__}"])
+        return "config", Path("study.toml"), plain(config)
+    source = str(config)
+    python = python_config(source)
+    if python is None:
+        return source, Path(source), _parsed(source, Path(source))
+    try:
+        return source, python[0], from_python(*python)
+    except JaxhpoError as error:
+        raise ConfigError(str(error).splitlines()) from None
 
 
 def _parsed(source: str, path: Path) -> dict[str, Any]:

@@ -85,7 +85,8 @@ class Space:
     of the tree, which dimensions are logarithmic, and the levels of integers and choices.
 
     Args:
-        tree: the leaves, or a single leaf.
+        tree: the leaves, or a single leaf. What JAX does not know and gives itself as a dictionary by ``to_dict``, as a
+            ConfigDict does, is that dictionary.
 
     Raises:
         TypeError: for something in the tree that is neither a leaf nor a constant.
@@ -100,6 +101,7 @@ class Space:
     _layout: _Layout
 
     def __init__(self, tree: Any):
+        tree = _as_dictionaries(tree)
         paths, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None or isinstance(x, LEAF_TYPES))
         layout, leaves, offset = [], [], 0
         for path, leaf in paths:
@@ -356,6 +358,11 @@ class Space:
 
     def __repr__(self) -> str:
         return f"Space({', '.join(self.names[:8])}{', ...' if len(self.slots) > 8 else ''}; {self.num_dims} dimensions)"
+
+
+def _as_dictionaries(tree: Any) -> Any:
+    convert = lambda node: _as_dictionaries(node.to_dict()) if callable(getattr(node, "to_dict", None)) else node
+    return jax.tree.map(convert, tree, is_leaf=lambda node: node is None)
 
 
 @jax.custom_jvp
