@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.ranks import PROBLEMS
+from experiments.ranks import HIGHER_IS_BETTER, PROBLEMS
 from jaxhpo.analysis.format import interval, number
 from jaxhpo.analysis.statistics import mean_interval, paired_comparison
 
@@ -306,7 +306,7 @@ def table(problem: str, found: dict[str, list[dict[str, Any]]], arguments: argpa
         ]
         lines.append(f"| {way} | {' | '.join(cells)} |")
     lines.append("")
-    higher = metric in ("macro_f1", "accuracy")
+    higher = metric in HIGHER_IS_BETTER
     for way in (way for way in found if way not in FEW and way != "optuna-tpe"):
         sign = -1.0 if higher else 1.0
         a, b = ([sign * one["test"] for one in found[name]] for name in (way, "optuna-tpe"))

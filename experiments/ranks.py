@@ -29,6 +29,7 @@ from jaxhpo.analysis.statistics import friedman, holm, mean_interval, paired_com
 from jaxhpo.hypergradients import Unrolled
 
 LANES = 8
+HIGHER_IS_BETTER = ("macro_f1", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +134,10 @@ def cell(problem: Problem, way: str, optimizer: Any, seed: int, trainings: int, 
     }
 
 
-def middle(values: list[float | None]) -> float:
-    """The median over fresh seeds, one that diverged being worse than any number of a metric that is minimised."""
-    return float(np.median([np.inf if x is None else x for x in values]))
+def middle(values: list[float | None], metric: str = "loss") -> float:
+    """The median over fresh seeds, one that diverged being worse than any number."""
+    worst = -np.inf if metric in HIGHER_IS_BETTER else np.inf
+    return float(np.median([worst if x is None else x for x in values]))
 
 
 def measured(names: list[str], chosen: list[str], seeds: int, trainings: int, fresh: int, folder: Path) -> None:
@@ -186,7 +188,7 @@ def tables_of(cells: dict[tuple[str, str], list], names: list[str], chosen: list
             columns = (
                 [one["found"] for one in found],
                 [middle(one["valid"]["loss"]) for one in found],
-                [middle(one["test"][metric]) for one in found],
+                [middle(one["test"][metric], metric) for one in found],
             )
             told = " | ".join(interval(mean_interval(values)) for values in columns)
             trials, seconds = (np.median([one[key] for one in found]) for key in ("trials", "run_seconds"))

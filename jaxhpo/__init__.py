@@ -6,18 +6,52 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxhpo import analysis, benchmarks, fidelity, hypergradients, optimizers, space, study, surrogates, tasks
+    from jaxhpo import (
+        analysis,
+        benchmarks,
+        fidelity,
+        hypergradients,
+        integrations,
+        optimizers,
+        space,
+        study,
+        surrogates,
+        tasks,
+    )
     from jaxhpo.core import FULL, CubeSpec, Feedback, Kind, Optimizer, Query, problems_of, pytree_dataclass, setting
     from jaxhpo.errors import JaxhpoError
     from jaxhpo.fidelity import ASHA, PB2, PBT, Hyperband, MedianStopping, SuccessiveHalving
-    from jaxhpo.optimizers import PSO, TPE, BayesOpt, GridSearch, HypergradientDescent, LocalSearch, RandomSearch, SobolSearch
+    from jaxhpo.optimizers import (
+        CMAES,
+        PSO,
+        TPE,
+        BayesOpt,
+        DifferentialEvolution,
+        GridSearch,
+        HypergradientDescent,
+        ListSearch,
+        LocalSearch,
+        RandomSearch,
+        SobolSearch,
+    )
     from jaxhpo.space import Bool, Choice, Float, Int, Space
     from jaxhpo.study import Progress, Result, Study, confirm, maximize, minimize, prepare_jax, pure_study, replay, run_study
     from jaxhpo.tasks import HostFunction, Task, Training
 
 __version__ = "0.1.0"
 
-_ROOMS = ("analysis", "benchmarks", "fidelity", "hypergradients", "optimizers", "space", "study", "surrogates", "tasks")
+_ROOMS = (
+    "analysis",
+    "benchmarks",
+    "fidelity",
+    "hypergradients",
+    "integrations",
+    "optimizers",
+    "space",
+    "study",
+    "surrogates",
+    "tasks",
+)
 _HOMES = {
     **dict.fromkeys(
         ("FULL", "CubeSpec", "Feedback", "Kind", "Optimizer", "Query", "problems_of", "pytree_dataclass", "setting"), "core"
@@ -25,7 +59,20 @@ _HOMES = {
     "JaxhpoError": "errors",
     **dict.fromkeys(("ASHA", "PB2", "PBT", "Hyperband", "MedianStopping", "SuccessiveHalving"), "fidelity"),
     **dict.fromkeys(
-        ("BayesOpt", "GridSearch", "HypergradientDescent", "LocalSearch", "PSO", "RandomSearch", "SobolSearch", "TPE"),
+        (
+            "BayesOpt",
+            "CMAES",
+            "DifferentialEvolution",
+            "GridSearch",
+            "HypergradientDescent",
+            "ListSearch",
+            "ListSearch",
+            "LocalSearch",
+            "PSO",
+            "RandomSearch",
+            "SobolSearch",
+            "TPE",
+        ),
         "optimizers",
     ),
     **dict.fromkeys(("Bool", "Choice", "Float", "Int", "Space"), "space"),
@@ -38,6 +85,7 @@ _HOMES = {
 
 __all__ = [
     "ASHA",
+    "CMAES",
     "FULL",
     "PB2",
     "PBT",
@@ -47,6 +95,7 @@ __all__ = [
     "Bool",
     "Choice",
     "CubeSpec",
+    "DifferentialEvolution",
     "Feedback",
     "Float",
     "GridSearch",
@@ -56,6 +105,7 @@ __all__ = [
     "Int",
     "JaxhpoError",
     "Kind",
+    "ListSearch",
     "LocalSearch",
     "MedianStopping",
     "Optimizer",
@@ -74,6 +124,7 @@ __all__ = [
     "confirm",
     "fidelity",
     "hypergradients",
+    "integrations",
     "maximize",
     "minimize",
     "optimizers",

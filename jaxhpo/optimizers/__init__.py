@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 from jaxhpo.optimizers.registry import ENTRIES, Entry, example, load
 
 if TYPE_CHECKING:
+    from jaxhpo.optimizers.cma_es import CMAES
+    from jaxhpo.optimizers.differential_evolution import DifferentialEvolution
     from jaxhpo.optimizers.gp import BayesOpt
     from jaxhpo.optimizers.gradient_descent import HypergradientDescent
     from jaxhpo.optimizers.grid import GridSearch
+    from jaxhpo.optimizers.list_search import ListSearch
     from jaxhpo.optimizers.local import LocalSearch
     from jaxhpo.optimizers.pso import PSO
     from jaxhpo.optimizers.random import RandomSearch
@@ -19,14 +22,17 @@ if TYPE_CHECKING:
     OPTIMIZERS: dict[str, type]
 
 __all__ = [
+    "CMAES",
     "ENTRIES",
     "OPTIMIZERS",
     "PSO",
     "TPE",
     "BayesOpt",
+    "DifferentialEvolution",
     "Entry",
     "GridSearch",
     "HypergradientDescent",
+    "ListSearch",
     "LocalSearch",
     "RandomSearch",
     "SobolSearch",

@@ -33,8 +33,14 @@ ENTRIES: dict[str, Entry] = {
     "RandomSearch": Entry("jaxhpo.optimizers.random", "independent uniform points"),
     "SobolSearch": Entry("jaxhpo.optimizers.sobol", "scrambled Sobol points: random search that fills the space evenly"),
     "GridSearch": Entry("jaxhpo.optimizers.grid", "every combination of a few values for each dimension"),
+    "ListSearch": Entry("jaxhpo.optimizers.list_search", "given points, one after the other, then random ones"),
     "LocalSearch": Entry("jaxhpo.optimizers.local", "greedy moves around the incumbent, step sizes by success, restarts"),
     "PSO": Entry("jaxhpo.optimizers.pso", "particle swarm for mixed spaces"),
+    "CMAES": Entry("jaxhpo.optimizers.cma_es", "covariance matrix adaptation evolution strategy: mixed spaces, restarts"),
+    "DifferentialEvolution": Entry(
+        "jaxhpo.optimizers.differential_evolution",
+        "differential evolution that adapts its rates (SHADE): mixed spaces",
+    ),
     "TPE": Entry("jaxhpo.optimizers.tpe", "multivariate Parzen estimators of good and bad trials: cheap, mixed spaces"),
     "BayesOpt": Entry(
         "jaxhpo.optimizers.gp",
