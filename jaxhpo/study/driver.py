@@ -123,6 +123,14 @@ class Progress:
     seconds_left: float | None
     phase: str
 
+    def __str__(self) -> str:
+        """One line, for ``progress=print``."""
+        of = "" if self.num_trials is None else f" of {self.num_trials}"
+        parts = [] if self.best is None else [f"best {self.best:.5g}"]
+        parts += [f"{self.diverged} diverged"] if self.diverged else []
+        parts += [] if self.seconds_left is None or self.phase == "finished" else [f"{self.seconds_left:.0f} s left"]
+        return ", ".join([f"{self.phase}: {self.trials}{of} trials", *parts, f"after {self.elapsed:.1f} s"])
+
 
 def _check(study: Study) -> None:
     if isinstance(study.optimizer, type) or not isinstance(study.optimizer, Optimizer):

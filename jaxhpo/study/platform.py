@@ -47,7 +47,13 @@ def prepare_jax(devices: int | None = None) -> None:
         return
     wanted = devices or num_cores()
     if jax.config.jax_num_cpu_devices != wanted:  # ty: ignore[missing-attribute]
-        jax.config.update("jax_num_cpu_devices", wanted)
+        try:
+            jax.config.update("jax_num_cpu_devices", wanted)
+        except RuntimeError:
+            raise RuntimeError(
+                f"prepare_jax: JAX has started already, so that the CPU cannot be split into {wanted} devices any more; "
+                "call it before the first array, key or device"
+            ) from None
 
 
 def environment() -> dict[str, Any]:
