@@ -51,6 +51,7 @@ check: .venv/test.ok
 
 # The figures of experiments/README.md. Nothing else should run meanwhile.
 bench: .venv/test.ok
+	for name in mnist5k letter r8 grimm; do .venv/bin/jaxhpo data fetch $$name; done
 	.venv/bin/python -m experiments.lanes
 	.venv/bin/python -m experiments.quickstart
 	.venv/bin/python -m experiments.nan_cliff
@@ -65,14 +66,18 @@ bench: .venv/test.ok
 	.venv/bin/python -m experiments.early_stopping
 	.venv/bin/python -m experiments.static_choices
 	.venv/bin/python -m experiments.populations
+	.venv/bin/python -m experiments.ranks --cells $(RUNS)/ranks
 
 .venv/peers.ok: .venv/test.ok
 	$(call install,$(PY),.venv,dev$(,)peers)
 
 peers: .venv/peers.ok
+	.venv/bin/jaxhpo data fetch letter
 	.venv/bin/python -m experiments.peers_pso --speed
 	.venv/bin/python -m experiments.peers_bayes --cells runs/peers_bayes
 	.venv/bin/python -m experiments.peers_bayes --speed
+	.venv/bin/python -m experiments.peers_evolution
+	.venv/bin/python -m experiments.peers_studies
 
 clean:
 	rm -rf .venv .venv-newest .cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -163,6 +163,7 @@ def run_hyperoptax(training: Any, space: Any, seed: int, trainings: int, way: st
     task, key = jax.device_put(training.task), jax.random.key(seed)
     began = time.perf_counter()
     train = train.lower(task, jax.random.split(key, lanes), jnp.zeros((lanes, spec.num_dims))).compile()
+    jax.block_until_ready(tell(state, key, jnp.zeros(lanes), ask(state, key)))
     compile_seconds = time.perf_counter() - began
     curve, worst = Curve(), 0.0
     for i in range(trainings // lanes):
@@ -227,7 +228,7 @@ def work(way: str, problem: str, seed: int, trainings: int, fresh: int) -> None:
         "seconds": time.perf_counter() - curve.begun,
         "whole_seconds": time.perf_counter() - begun,
         "compile_seconds": compile_seconds,
-        "test": fresh_test(training, curve.best[1], PROBLEMS[problem].metric, fresh),
+        "test": fresh_test(training, curve.best[1], PROBLEMS[problem].metric, fresh) if curve.points else None,
     }
     print(json.dumps(told), flush=True)
 
@@ -272,12 +273,12 @@ def measured(problem: str, arguments: argparse.Namespace) -> list[str]:
                 one = found[way][-1]
                 best = min((loss for _, loss in one["points"]), default=math.inf)
                 told = {key: round(one[key], 2) for key in ("seconds", "compile_seconds")}
-                print(problem, way, seed, round(best, 5), told, round(one["test"], 5), file=sys.stderr, flush=True)
+                print(problem, way, seed, round(best, 5), told, one["test"], file=sys.stderr, flush=True)
     return table(problem, found, arguments)
 
 
 def table(problem: str, found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace) -> list[str]:
-    targets = [min(loss for _, loss in one["points"]) for one in found["optuna-tpe"]]
+    targets = [min((loss for _, loss in one["points"]), default=-math.inf) for one in found["optuna-tpe"]]
     times = {
         way: [reached(one["points"], target) for one, target in zip(runs, targets, strict=True)] for way, runs in found.items()
     }
@@ -302,17 +303,23 @@ def table(problem: str, found: dict[str, list[dict[str, Any]]], arguments: argpa
             spread(times[way]),
             spread(bare),
             spread(compiled),
-            interval(mean_interval([one["test"] for one in runs])),
+            interval(mean_interval(tests_of(runs, metric))),
         ]
         lines.append(f"| {way} | {' | '.join(cells)} |")
     lines.append("")
     higher = metric in HIGHER_IS_BETTER
     for way in (way for way in found if way not in FEW and way != "optuna-tpe"):
         sign = -1.0 if higher else 1.0
-        a, b = ([sign * one["test"] for one in found[name]] for name in (way, "optuna-tpe"))
+        a, b = ([sign * x for x in tests_of(found[name], metric)] for name in (way, "optuna-tpe"))
         one = paired_comparison(a, b)
         lines.append(f"Test {metric}, {way} against optuna-tpe: better in {one.wins} of {one.count}, p = {one.p_value:.2g}.")
     return lines
+
+
+def tests_of(runs: list[dict[str, Any]], metric: str) -> list[float]:
+    """The winners' test metrics; without a winner, or where it diverges, worse than any number."""
+    worst = -math.inf if metric in HIGHER_IS_BETTER else math.inf
+    return [worst if one["test"] is None or math.isnan(one["test"]) else one["test"] for one in runs]
 
 
 def spread(values: list[float]) -> str:

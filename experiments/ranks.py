@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ import optax
 import jaxhpo as jh
 from experiments import characters, images, mixers, tables, texts
 from jaxhpo.analysis.format import interval, number
-from jaxhpo.analysis.statistics import friedman, holm, mean_interval, paired_comparison
+from jaxhpo.analysis.statistics import PairedComparison, friedman, holm, mean_interval, paired_comparison
 from jaxhpo.hypergradients import Unrolled
 
 LANES = 8
@@ -140,21 +141,29 @@ def middle(values: list[float | None], metric: str = "loss") -> float:
     return float(np.median([worst if x is None else x for x in values]))
 
 
+def cell_path(folder: Path, name: str, way: str, seed: int, trainings: int, fresh: int) -> Path:
+    return folder / f"{name}-{way}-{seed}-{trainings}-{fresh}.json"
+
+
 def measured(names: list[str], chosen: list[str], seeds: int, trainings: int, fresh: int, folder: Path) -> None:
     """Computes what cells are missing; the seeds of all problems and ways in turn, so that a cut leaves few gaps."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         for way in chosen:
             for seed in range(seeds):
-                path = folder / f"{name}-{way}-{seed}-{trainings}.json"
+                path = cell_path(folder, name, way, seed, trainings, fresh)
                 if not path.exists():
                     found = cell(PROBLEMS[name], way, WAYS[way](), seed, trainings, fresh)
-                    path.write_text(json.dumps(found))
+                    aside = path.with_suffix(".tmp")
+                    aside.write_text(json.dumps(found))
+                    aside.replace(path)  # a cell is whole or not there
                     told = [found["found"], middle(found["valid"]["loss"]), found["run_seconds"]]
                     print(path.stem, [round(x, 4) for x in told], flush=True)
 
 
-def read_cells(names: list[str], chosen: list[str], seeds: int, trainings: int, folder: Path) -> dict[tuple[str, str], list]:
+def read_cells(
+    names: list[str], chosen: list[str], seeds: int, trainings: int, fresh: int, folder: Path
+) -> dict[tuple[str, str], list]:
     """All seeds of every problem and way.
 
     Raises:
@@ -163,7 +172,7 @@ def read_cells(names: list[str], chosen: list[str], seeds: int, trainings: int, 
     cells: dict[tuple[str, str], list] = {}
     for name in names:
         for way in chosen:
-            paths = [folder / f"{name}-{way}-{seed}-{trainings}.json" for seed in range(seeds)]
+            paths = [cell_path(folder, name, way, seed, trainings, fresh) for seed in range(seeds)]
             missing = [path.name for path in paths if not path.exists()]
             if missing:
                 raise SystemExit(f"{folder} lacks {missing[0]} and {len(missing) - 1} more: run without --table first")
@@ -212,25 +221,31 @@ def ranks_of(cells: dict[tuple[str, str], list], names: list[str], chosen: list[
     }
     order = np.argsort(ranks.mean_ranks)
     best = order[0]
-    others = [i for i in order if i != best]
-    compared = [paired_comparison(blocks[:, best], blocks[:, i]) for i in others]
-    adjusted = dict(zip(others, holm([one.p_value for one in compared]), strict=True))
+    # All pairs are adjusted for together, since which one is the best is seen only in the ranks.
+    pairs = list(itertools.combinations(range(len(chosen)), 2))
+    p_values = holm([paired_comparison(blocks[:, i], blocks[:, j]).p_value for i, j in pairs])
+    adjusted = {frozenset(pair): p for pair, p in zip(pairs, p_values, strict=True)}
+    random = chosen.index("RandomSearch") if "RandomSearch" in chosen else best
     lines = [
         f"Mean rank (1 is best) over {len(names)} problems and {blocks.shape[0] // len(names)} seeds; Friedman's test that all "
         f"are alike: p = {ranks.p_value:.1g}",
         "",
-        f"| search | mean rank | {' | '.join(names)} | {chosen[best]} against it |",
-        f"|---|---|{'---|' * len(names)}---|",
+        f"| search | mean rank | {' | '.join(names)} | {chosen[best]} against it | it against {chosen[random]} |",
+        f"|---|---|{'---|' * len(names)}---|---|",
     ]
     for i in order:
         each = " | ".join(f"{by_problem[name][i]:.1f}" for name in names)
-        said = ""
-        if i != best:
-            one = compared[others.index(i)]
-            verdict = "a tie" if adjusted[i] > 0.05 else "better"
-            said = f"{verdict}: wins {one.wins} of {one.count}, p = {adjusted[i]:.2g} (Wilcoxon, Holm)"
-        lines.append(f"| {chosen[i]} | {ranks.mean_ranks[i]:.2f} | {each} | {said} |")
-    return lines
+        said = [
+            "" if a == b else _verdict(paired_comparison(blocks[:, a], blocks[:, b]), adjusted[frozenset((a, b))])
+            for a, b in ((best, i), (i, random))
+        ]
+        lines.append(f"| {chosen[i]} | {ranks.mean_ranks[i]:.2f} | {each} | {' | '.join(said)} |")
+    return [*lines, "", f"p: Wilcoxon's test, by Holm for all {len(pairs)} pairs; above 0.05 it is a tie."]
+
+
+def _verdict(one: PairedComparison, p: float) -> str:
+    verdict = "a tie" if p > 0.05 else "better" if one.wins > one.losses else "worse"
+    return f"{verdict}, wins {one.wins} of {one.count}, p = {p:.1g}"
 
 
 def main() -> None:
@@ -244,9 +259,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only make the tables of the cells there are")
     arguments = parser.parse_args()
     jh.prepare_jax()
-    which = (arguments.problems, arguments.ways, arguments.seeds, arguments.trainings)
+    which = (arguments.problems, arguments.ways, arguments.seeds, arguments.trainings, arguments.fresh)
     if not arguments.table:
-        measured(*which, arguments.fresh, arguments.cells)
+        measured(*which, arguments.cells)
     print("\n".join(tables_of(read_cells(*which, arguments.cells), arguments.problems, arguments.ways)))
 
 

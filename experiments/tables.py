@@ -45,6 +45,7 @@ def standardised(name: str) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """Train, validation and test split; each column less its mean, by its deviation, both of the training split."""
     data = datasets.load(name)
     mean, scale = data["x_train"].mean(0), data["x_train"].std(0)
+    scale = np.where(scale > 0, scale, 1.0)  # a column may be constant
     return tuple(((data[f"x_{split}"] - mean) / scale, data[f"y_{split}"]) for split in ("train", "valid", "test"))
 
 

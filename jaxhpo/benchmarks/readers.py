@@ -38,8 +38,9 @@ def mnist5k(contents: list[bytes], sizes: Sizes) -> Arrays:
 
 
 def letter(contents: list[bytes], sizes: Sizes) -> Arrays:
-    """Lines of sixteen whole numbers and a capital letter."""
-    rows = [line.split(",") for line in contents[0].decode("ascii").split()]
+    """Lines of sixteen whole numbers and a capital letter, each different line once: a twelfth are repetitions."""
+    lines = list(dict.fromkeys(contents[0].decode("ascii").split()))
+    rows = [line.split(",") for line in lines]
     x = np.array([[int(cell) for cell in row[:-1]] for row in rows], np.uint8)
     return {"x": x, "y": np.array([ord(row[-1]) - ord("A") for row in rows], np.uint8)}
 

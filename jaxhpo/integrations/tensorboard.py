@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from jaxhpo.analysis.columns import element_names, elements, option_index
+from jaxhpo.analysis.curves import in_order_of_ends
 from jaxhpo.analysis.format import clean
 from jaxhpo.errors import JaxhpoError
 from jaxhpo.study.record import holds_study, order, read_answers
@@ -107,7 +108,7 @@ def export(record: StudyRecord, path: Path | str | None = None) -> Path:
 def _write_incumbent(events: _Events, record: StudyRecord) -> None:
     best: TrialRow | None = None
     steps = failures = 0
-    for count, trial in enumerate(record.trials, 1):
+    for count, trial in enumerate(in_order_of_ends(record.trials), 1):
         when = record.created + trial.seconds
         steps += trial.steps - trial.start
         if trial.diverged:

@@ -123,8 +123,8 @@ class LocalSearch:
         return Query.fresh(state.cube)
 
     def update(self, key: jax.Array, state: LocalState, query: Query, feedback: Feedback) -> LocalState:
-        del query
         done = jnp.asarray(feedback.done)
+        state = dataclasses.replace(state, cube=jnp.where(done[:, None], state.spec.snap(query.cube), state.cube))
         loss = jnp.where(done & jnp.isfinite(feedback.loss), feedback.loss, jnp.inf)
         counted = done & (state.epoch == state.restarts)
         new = self._restarted(self._accepted(self._adapted(state, loss, counted), loss, counted), done)

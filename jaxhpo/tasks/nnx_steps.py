@@ -77,6 +77,9 @@ class NnxSteps:
         metric = _metric(objects)
         return mean_tally("eval_step", result, batch, before) if metric is None else _values(metric, nnx.metrics.MetricState)
 
+    def needs_even_batches(self, hparams: Any) -> bool:
+        return _metric(self._objects(jax.random.key(0), hparams)) is not None
+
     def metrics(self, hparams: Any, tally: Any, num_examples: int) -> dict[str, jax.Array]:
         metric = _metric(self._objects(jax.random.key(0), hparams))
         if metric is None:
@@ -114,7 +117,8 @@ def from_nnx_steps(
             there is one, which counts validation alone; else it returns a dict of scalars that are means over the batch.
         train_data, valid_data, test_data: pytrees (a dict, a tuple, an array) of arrays ``[N, ...]``.
         batch_size: examples a step; None for all of them.
-        eval_batch_size: examples to a call of ``eval_step``; None for all of them at once.
+        eval_batch_size: examples to a call of ``eval_step``; None for all of them at once. It must divide the number of
+            examples where there is an ``nnx.MultiMetric``, which may count the mean of a small batch as that of a large one.
 
     Raises:
         ValueError: for data of different sizes, or an impossible batch size.

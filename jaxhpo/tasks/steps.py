@@ -39,6 +39,10 @@ class Steps(Protocol):
         """What is known of the metrics after one more batch; ``before`` is None at the first."""
         ...
 
+    def needs_even_batches(self, hparams: Any) -> bool:
+        """Whether the batches of an evaluation must be of one size for its metrics to be means over examples."""
+        ...
+
     def metrics(self, hparams: Any, tally: Any, num_examples: int) -> dict[str, jax.Array]:
         """The metrics after the last batch."""
         ...
@@ -80,6 +84,12 @@ class Loop:
         data, key = jax.tree.map(jnp.asarray, data), jax.random.key(0)  # the same draws for every trial
         n = num_examples(data)
         size = min(self.eval_batch_size or n, n)
+        if n % size and self.steps.needs_even_batches(hparams):
+            even = next(each for each in range(size, 0, -1) if n % each == 0)
+            raise JaxhpoError(
+                f"eval_batch_size = {size}: must divide the {n} examples, for a MultiMetric may count a small batch as much as "
+                f"a large one; {even} does"
+            )
         full = (n - 1) // size  # batches of that size; what remains, one example to `size`, comes first
 
         def more(tally: Any, numbered: tuple[jax.Array, Any]) -> tuple[Any, None]:
@@ -219,6 +229,9 @@ class StateSteps:
     def tally(self, key: jax.Array, hparams: Any, values: Any, batch: Any, before: Any) -> Any:
         metrics = self._call("eval_step", key, hparams, self._state(key, hparams, values), batch)
         return mean_tally("eval_step", metrics, batch, before)
+
+    def needs_even_batches(self, hparams: Any) -> bool:
+        return False
 
     def metrics(self, hparams: Any, tally: Any, num_examples: int) -> dict[str, jax.Array]:
         return jax.tree.map(lambda total: total / num_examples, tally)

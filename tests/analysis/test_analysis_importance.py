@@ -190,13 +190,3 @@ def test_stopped_trials_come_after_those_that_ended(make_record):
     made = make_record([0.5, 0.1, 0.2, None])
     short = [dataclasses.replace(t, whole=t.number == 0, steps=(100, 10, 50, 3)[t.number]) for t in made.trials]
     assert imp.scores(short).tolist() == [0.0, 2.0, 1.0, INF]
-
-
-def test_a_large_study_is_quick(make_record):
-    import time
-
-    rng = np.random.default_rng(7)
-    x = rng.uniform(size=(30, 10_000))
-    began = time.perf_counter()
-    shares(list(x), x[0], [False] * 30, resamples=200)
-    assert time.perf_counter() - began < 20

@@ -170,7 +170,7 @@ def test_tales_are_windows_of_which_no_tale_is_in_two_splits():
 
 
 def test_letters():
-    arrays = readers.letter([b"2,8,3,Z\n0,15,1,A\n"], (1, 1, 0))
+    arrays = readers.letter([b"2,8,3,Z\n0,15,1,A\n2,8,3,Z\n"], (1, 1, 0))  # the last line is a repetition
     np.testing.assert_array_equal(arrays["x"], [[2, 8, 3], [0, 15, 1]])
     np.testing.assert_array_equal(arrays["y"], [25, 0])
 

@@ -132,7 +132,8 @@ def numbers(tree):
 @pytest.mark.parametrize("kind", ["nnx", "linen"])
 def test_a_loop_by_hand_trains_and_evaluates_as_the_ready_made_task_also_in_batches(kind):
     whole, known = by_hand(kind, batch_size=BATCH), ready_made(kind, batch_size=BATCH)
-    parts = by_hand(kind, batch_size=BATCH, eval_batch_size=8)  # of 50: six batches of 8 and one of 2
+    # Of 50 examples six batches of 8 and one of 2; a MultiMetric wants equal ones.
+    parts = by_hand(kind, batch_size=BATCH, eval_batch_size=10 if kind == "nnx" else 8)
 
     @jax.jit  # one program, for compiling takes most of the time
     def all_of_it(whole, known, parts, hparams):
@@ -174,6 +175,12 @@ def test_steps_may_ask_for_the_hyperparameters_and_arrays_may_be_the_whole_batch
     assert state.values["['sum']"] == 30
     assert task.evaluate(hparams, state) == {"loss": 3.0, "sum": 30.0}
     assert task.test(hparams, state) == {"loss": 2.0, "sum": 30.0}
+
+
+def test_a_multi_metric_wants_batches_of_one_size():
+    task = by_hand("nnx", batch_size=BATCH, eval_batch_size=8)
+    with pytest.raises(JaxhpoError, match=r"eval_batch_size = 8: must divide the 50 examples, .*; 5 does"):
+        jax.eval_shape(lambda: task.evaluate(HPARAMS, task.init(jax.random.key(0), HPARAMS)))
 
 
 @pytest.mark.slow
