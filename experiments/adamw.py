@@ -8,7 +8,7 @@ import optax
 
 from jaxhpo.tasks import schedules
 
-DEFAULTS = {"learning_rate": 3e-3, "weight_decay": 1e-2, "one_minus_beta1": 0.1, "warmup": 0.1}
+DEFAULTS: dict[str, Any] = {"learning_rate": 3e-3, "weight_decay": 1e-2, "one_minus_beta1": 0.1, "warmup": 0.1}
 
 
 def adamw(hparams: Any, num_steps: int) -> optax.GradientTransformation:

@@ -21,7 +21,7 @@ from jaxhpo.tasks import Training, from_nnx, metrics
 from jaxhpo.tasks.dropout import TracedDropout
 from jaxhpo.tasks.masked import MaskedLinear, width_mask
 
-DEFAULTS = {"dropout": 0.0, "width": 64}
+DEFAULTS: dict[str, Any] = {"dropout": 0.0, "width": 64}
 NUM_SYMBOLS = 72
 
 

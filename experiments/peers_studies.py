@@ -162,7 +162,7 @@ def run_hyperoptax(training: Any, space: Any, seed: int, trainings: int, way: st
 
     task, key = jax.device_put(training.task), jax.random.key(seed)
     began = time.perf_counter()
-    train = train.lower(task, jax.random.split(key, lanes), jnp.zeros((lanes, spec.num_dims))).compile()
+    trained = train.lower(task, jax.random.split(key, lanes), jnp.zeros((lanes, spec.num_dims))).compile()
     jax.block_until_ready(tell(state, key, jnp.zeros(lanes), ask(state, key)))
     compile_seconds = time.perf_counter() - began
     curve, worst = Curve(), 0.0
@@ -172,7 +172,7 @@ def run_hyperoptax(training: Any, space: Any, seed: int, trainings: int, way: st
         drawn = np.random.default_rng((seed, i)).random(points.shape)
         points = np.where(np.isfinite(points).all(1, keepdims=True), points, drawn)  # a matrix without a factor
         points = np.stack([np.asarray(spec.snap(point.astype(np.float32))) for point in points])
-        losses = np.asarray(train(task, jax.random.split(jax.random.fold_in(key, 3 * i + 1), lanes), points))
+        losses = np.asarray(trained(task, jax.random.split(jax.random.fold_in(key, 3 * i + 1), lanes), points))
         sound = np.isfinite(losses)
         worst = max(worst, float(losses[sound].max(initial=0.0)))
         told = [jnp.asarray(points[:, d : d + 1].reshape(np.asarray(x).shape)) for d, x in enumerate(asked)]

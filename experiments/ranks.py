@@ -42,13 +42,13 @@ class Problem:
     metric: str
 
 
-SGD = {
+SGD: dict[str, Any] = {
     "learning_rate": jh.Float(1e-3, 3.0, log=True),
     "momentum": jh.Float(0.0, 0.99),
     "weight_decay": jh.Float(1e-6, 1e-1, log=True),
     "label_smoothing": jh.Float(0.0, 0.3),
 }
-ADAMW = {
+ADAMW: dict[str, Any] = {
     "learning_rate": jh.Float(1e-4, 1e-1, log=True),
     "weight_decay": jh.Float(1e-5, 1.0, log=True),
     "one_minus_beta1": jh.Float(0.01, 0.5, log=True),
@@ -72,7 +72,7 @@ PROBLEMS = {
             **ADAMW,
             "label_smoothing": jh.Float(0.0, 0.3),
             "width": jh.Int(2, 32, log=True),
-            "pooling": jh.Choice(["mean", "root"]),
+            "pooling": jh.Choice(("mean", "root")),
         },
         "macro_f1",
     ),
@@ -84,12 +84,12 @@ PROBLEMS = {
     "grimm": Problem(characters.recurrent, {**ADAMW, "width": jh.Int(8, 64, log=True)}, "bits"),
     "letter": Problem(
         functools.partial(tables.table_mlp, "letter", num_valid=1000),
-        {**SGD, "width": jh.Int(8, 64, log=True), "activation": jh.Choice(["relu", "tanh", "gelu"])},
+        {**SGD, "width": jh.Int(8, 64, log=True), "activation": jh.Choice(("relu", "tanh", "gelu"))},
         "error",
     ),
     "breast_cancer": Problem(
         functools.partial(tables.table_mlp, "breast_cancer", num_steps=200, batch_size=32),
-        {**SGD, "width": jh.Int(2, 64, log=True), "activation": jh.Choice(["relu", "tanh", "gelu"])},
+        {**SGD, "width": jh.Int(2, 64, log=True), "activation": jh.Choice(("relu", "tanh", "gelu"))},
         "error",
     ),
 }

@@ -21,7 +21,7 @@ from jaxhpo.tasks import Training, from_nnx, metrics
 from jaxhpo.tasks.dropout import TracedDropout
 from jaxhpo.tasks.masked import MaskedLinear
 
-DEFAULTS = {"dropout": 0.1, "label_smoothing": 0.0, "width": 32, "pooling": 0}
+DEFAULTS: dict[str, Any] = {"dropout": 0.1, "label_smoothing": 0.0, "width": 32, "pooling": 0}
 METRICS = {
     "loss": metrics.cross_entropy,
     "error": metrics.error,

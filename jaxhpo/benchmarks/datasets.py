@@ -201,10 +201,13 @@ def load(name: str) -> Arrays:
     x, y = arrays.pop("x"), np.asarray(arrays.pop("y"), np.int32)
     x = np.asarray(x, np.int32 if "vocabulary" in arrays else np.float32)
     split = arrays.pop("split", None)
-    if split is None:
+    if split is None and len(y) == sum(known.sizes):
         indices = stratified_splits(y, known.sizes)
-    else:
+    elif split is not None and tuple(np.bincount(split, minlength=len(SPLITS))) == known.sizes:
         indices = [np.flatnonzero(split == which) for which in range(len(SPLITS))]
+    else:
+        due = " + ".join(map(str, known.sizes))
+        raise JaxhpoError(f"{_stored(name)} does not hold the {due} examples due; delete it, then: {_how_to_fetch(known)}")
     for part, index in zip(SPLITS, indices, strict=True):
         arrays[f"x_{part}"], arrays[f"y_{part}"] = x[index], y[index]
     return arrays

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ def run_command(arguments: argparse.Namespace) -> int:
     config = load(arguments.config, overrides)
     config = smoke(config) if arguments.smoke else config
     folder = Path(arguments.out or Path("runs", f"{config.study.name}-seed{config.study.seed}"))
+    if arguments.smoke and arguments.out is None and holds_study(folder):
+        shutil.rmtree(folder)  # an earlier smoke run: its name says so
     if holds_study(folder):
         hint = f"go on with it by: jaxhpo resume {shlex.quote(str(folder))}, or choose another folder by --out"
         raise JaxhpoError(f"{folder} already holds a study; {hint}")
@@ -111,6 +114,7 @@ def _write_report(folder: Path) -> list[Path]:
 def _summarize(study: Study, result: Result, folder: Path, paths: list[Path], confirmed: bool) -> None:
     from jaxhpo.analysis.format import duration, number, value
     from jaxhpo.analysis.summary import caveat
+    from jaxhpo.config.smoke import SUFFIX
     from jaxhpo.study.record import read_record
 
     record = read_record(folder)
@@ -125,6 +129,8 @@ def _summarize(study: Study, result: Result, folder: Path, paths: list[Path], co
             print(f"  {name:<{width}}  {value(setting, 6)}")
     for line in _intervals(record) if confirmed else ():
         print(line)
+    if study.name.endswith(SUFFIX):
+        print("a smoke run: its figures mean nothing")
     print(f"time:   {duration(result.run_seconds)}, and {duration(result.compile_seconds)} to compile")
     print(f"record: {folder}")
     for path in paths:
@@ -148,6 +154,10 @@ def _intervals(record: StudyRecord) -> list[str]:
     found = certainty(record)
     if found is not None:
         lines.append(f"  truly better than the runner-up, trial {found[1]}, with probability {probability(found[0])}")
+        if found[0] < 0.5:
+            lines.append(
+                f"  so trial {found[1]} looks the better one on fresh seeds: jaxhpo show and the report tell its settings"
+            )
     return lines
 
 

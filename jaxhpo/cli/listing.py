@@ -56,7 +56,8 @@ def tasks(folder: Path | None = None) -> list[tuple[str, str]]:
     folder = folder or Path("experiments")
     if not folder.is_dir():
         raise JaxhpoError(
-            f"there is no folder {folder} here; tasks are the functions in {folder}/*.py that return an objective"
+            f"there is no folder {folder} here; tasks are the functions in {folder}/*.py that return an objective; your own "
+            'need no list: factory = "mine:task" in a config takes the function task of mine.py'
         )
     found = []
     for path in sorted(folder.glob("[!_]*.py")):

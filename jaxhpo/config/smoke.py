@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxhpo.config.reading import Config
 
+SUFFIX = "-smoke"
 LANES, TRIALS, STEPS, SEEDS = 8, 16, 20, 2
 
 
@@ -29,7 +30,7 @@ def smoke(config: Config) -> Config:
     lanes = _lanes(optimizer)
     study = dataclasses.replace(
         study,
-        name=f"{study.name}-smoke",
+        name=f"{study.name}{SUFFIX}",
         num_trials=None if study.num_trials is None else min(study.num_trials, TRIALS),
         max_steps=_fewer_steps(study.max_steps, before, steps),
         shard_width=None if study.shard_width is None else min(study.shard_width, lanes),
@@ -51,7 +52,9 @@ IN_STEPS = ("grace", "interval", "budgets", "max_steps")
 
 def _smaller(optimizer: dict[str, Any], shrunk: float) -> dict[str, Any]:
     """The table of an optimizer, and of those within, with at most so many lanes, and steps in the same proportion."""
-    made = {name: _smaller(value, shrunk) if isinstance(value, dict) else value for name, value in optimizer.items()}
+    made: dict[str, Any] = {
+        name: _smaller(value, shrunk) if isinstance(value, dict) else value for name, value in optimizer.items()
+    }
     made |= {name: _in_proportion(made[name], shrunk) for name in IN_STEPS if name in made}
     if isinstance(made.get("num_lanes"), int):
         made["num_lanes"] = min(made["num_lanes"], LANES)

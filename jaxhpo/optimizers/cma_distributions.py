@@ -196,14 +196,14 @@ def adapted(gaussian: Gaussian, rates: Rates, steps: Array, weights: Array, late
     return Gaussian(mean, sigma.astype(mean.dtype), cov, basis, scales, path_sigma, path_c, gaussian.margin, generation)
 
 
-def with_margin(gaussian: Gaussian, edges: tuple[Array, Array], ints: np.ndarray, least: Array) -> Gaussian:
+def with_margin(gaussian: Gaussian, edges: tuple[Array, Array], ints: np.ndarray, least: float) -> Gaussian:
     """Mean and steps of integers corrected so that levels beside the mean's keep the chance ``least`` (Hamano et al. 2022).
 
     Args:
         gaussian: of N dimensions.
         edges: below and above the mean's level, ``f32[I]`` each; the same edge twice at the lowest and the highest level.
         ints: ``i32[I]``, which of the dimensions are integers.
-        least: ``f32[]``, alpha.
+        least: alpha.
     """
     low, high = edges
     mean, spread = gaussian.mean[ints], gaussian.sigma * jnp.sqrt(gaussian.variances[ints])
@@ -211,7 +211,7 @@ def with_margin(gaussian: Gaussian, edges: tuple[Array, Array], ints: np.ndarray
     below, above = ndtr((low - mean) / wide), ndtr((mean - high) / wide)
     outermost = low == high
     # At an end: the mean no further from the only edge than where the other side has the chance alpha.
-    reach = -ndtri(least) * wide
+    reach = -ndtri(jnp.asarray(least, mean.dtype)) * wide
     at_end = jnp.where(jnp.minimum(below, above) < least, high + jnp.where(mean > high, reach, -reach), mean)
     # Between two edges: both sides at least alpha / 2, with what is missing taken from the larger one.
     half = 0.5 * least
@@ -232,7 +232,7 @@ def with_margin(gaussian: Gaussian, edges: tuple[Array, Array], ints: np.ndarray
     )
 
 
-def with_options(categories: Categories, counts: np.ndarray, options: Array, weights: Array) -> Categories:
+def with_options(categories: Categories, counts: np.ndarray, options: Array, weights: Array, least: float) -> Categories:
     """The categorical distributions after one generation: a natural gradient step of adaptive length.
 
     Args:
@@ -240,6 +240,7 @@ def with_options(categories: Categories, counts: np.ndarray, options: Array, wei
         counts: ``i32[C]``, how many options there are of each.
         options: ``i32[M, C]``, the samples'.
         weights: ``f32[M]``, by rank; negative ones count as 0 (Hamano et al. 2024).
+        least: the chance that a choice keeps for other options than the best, evenly among them.
     """
     chance = categories.chance
     there = np.arange(chance.shape[1]) < counts[:, None]
@@ -255,11 +256,10 @@ def with_options(categories: Categories, counts: np.ndarray, options: Array, wei
     gamma = (1.0 - beta) ** 2 * categories.gamma + beta * (2.0 - beta)
     damping = categories.damping * jnp.exp(beta * (gamma - (path**2).sum() / _RATE_DAMPING))
     # A margin, so that no option dies out (Hamano et al. 2024); what is above it gives way in proportion.
-    least = (1.0 - 0.73 ** (1.0 / counts.size)) / np.maximum(counts - 1, 1)
-    least = np.where(counts > 1, least, 1.0)[:, None]
-    above = jnp.where(there, jnp.maximum(moved, least) - least, 0.0)
-    left = 1.0 - least * counts[:, None]
-    moved = jnp.where(there, least + above * left / jnp.maximum(above.sum(1, keepdims=True), 1e-30), 0.0)
+    low = np.where(counts > 1, least / np.maximum(counts - 1, 1), 1.0)[:, None]
+    above = jnp.where(there, jnp.maximum(moved, low) - low, 0.0)
+    left = 1.0 - low * counts[:, None]
+    moved = jnp.where(there, low + above * left / jnp.maximum(above.sum(1, keepdims=True), 1e-30), 0.0)
     moved = jnp.where(above.sum(1, keepdims=True) > 0.0, moved, there / counts[:, None])
     return Categories(moved.astype(chance.dtype), path, gamma, jnp.maximum(damping, _FIRST_RATE))
 

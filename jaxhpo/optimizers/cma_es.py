@@ -13,6 +13,8 @@ for the worse half (active CMA). What is added to it:
 - choices have a categorical distribution that follows the same ranks: Hamano, Saito, Nomura, Uchida & Shirakawa, "CatCMA",
   GECCO 2024; its rate adapts as in Akimoto, Shirakawa, Yoshinari, Uchida, Saito & Nishida, "Adaptive stochastic natural
   gradient method for one-shot neural architecture search", ICML 2019.
+- the size of both margins, and the steps of integers that are told: Hamano, Nomura, Saito, Uchida & Shirakawa, "CatCMA with
+  margin", arXiv:2504.07884, 2025.
 - late answers are taken in as external solutions: Hansen, "Injecting external solutions into CMA-ES", arXiv:1110.4181, 2011.
 """
 
@@ -108,7 +110,9 @@ class CMAES:
     ``120 + 30 N / population + 0.2 t`` of t generations.
 
     All rates are the papers'. How bounds are met was chosen on a sphere, ellipsoids with optima within and at bounds, Levy,
-    Zakharov, Rosenbrock and Griewank in 10 and 30 dimensions with 16 lanes.
+    Zakharov, Rosenbrock and Griewank in 10 and 30 dimensions with 16 lanes. The margins of CatCMA with margin, and the steps
+    that it is told, did better than those of CMA-ES with margin on two mixed problems and an ellipsoid on a grid, and no worse
+    on a stand-in for tuning a network and waves over integers.
 
     Attributes:
         num_lanes: B.
@@ -169,12 +173,34 @@ class CMAES:
         return Query.fresh(state.cube)
 
     def update(self, key: jax.Array, state: CMAESState, query: Query, feedback: Feedback) -> CMAESState:
-        del query
         done = jnp.asarray(feedback.done)
         key_sample, key_restart = jax.random.split(key)
-        state = self._told(state, jnp.asarray(feedback.loss), done)
+        state = self._told(self._met(state, state.spec.snap(query.cube), done), jnp.asarray(feedback.loss), done)
         state = lax.cond(state.count >= state.population, lambda: self._next_generation(key_restart, state), lambda: state)
         return self._sampled(key_sample, state, done)
+
+    def _met(self, state: CMAESState, cube: Array, done: Array) -> CMAESState:
+        """The points that were evaluated, ``f32[B, D]``. One that was not asked for is an external solution (Hansen 2011).
+
+        Of the images of such a point under the reflection at the bounds the one nearest the mean counts.
+        """
+        spec, gaussian = state.spec, state.gaussian
+        cube = jnp.asarray(cube, state.cube.dtype)
+        foreign = done & (cube != state.cube).any(axis=1)
+        step, dims = state.step, np.flatnonzero(~spec.is_choice)
+        if dims.size:
+            x, mean = cube[:, dims].astype(gaussian.mean.dtype), gaussian.mean
+            same, turned = x + 2 * jnp.round((mean - x) / 2), -x + 2 * jnp.round((mean + x) / 2)
+            nearest = jnp.where(jnp.abs(same - mean) <= jnp.abs(turned - mean), same, turned)
+            place = jnp.where(spec.is_float[dims], nearest, x)
+            exact = (place - mean) / (gaussian.sigma * gaussian.margin)
+            step = jnp.where(foreign[:, None], exact.astype(step.dtype), step)
+        return dataclasses.replace(
+            state,
+            cube=jnp.where(done[:, None], cube, state.cube),
+            step=step,
+            age=jnp.where(foreign, jnp.maximum(state.age, 1), state.age),
+        )
 
     def _told(self, state: CMAESState, loss: Array, done: Array) -> CMAESState:
         """The answers of the lanes that are done entered into the table."""
@@ -184,7 +210,7 @@ class CMAES:
         options = state.spec.level_of(state.cube)[:, state.spec.is_choice]
         return dataclasses.replace(
             state,
-            steps=state.steps.at[row].set(state.step, mode="drop"),
+            steps=state.steps.at[row].set(self._centred(state), mode="drop"),
             options=state.options.at[row].set(options, mode="drop"),
             losses=state.losses.at[row].set(loss, mode="drop"),
             late=state.late.at[row].set(state.age > 0, mode="drop"),
@@ -199,13 +225,13 @@ class CMAES:
         rates = rates_of(state.count, rows, size, self.separable, self.active, old.mean.dtype)
         weights = weights_by_rank(rates.weights, state.losses, used)
         new = adapted(old, rates, jnp.where(used[:, None], state.steps, 0.0), weights, state.late)
+        least = 1.0 - 0.73 ** (1.0 / max(int((~spec.is_float).sum()), 1))  # Hamano et al. 2025: alpha
         ints = np.flatnonzero(spec.is_int & (spec.levels > 1))
         if ints.size:
-            least = 1.0 / (spec.num_dims * state.count.astype(old.mean.dtype))  # alpha of Hamano et al. 2022
             new = with_margin(new, *self._edges(spec, new.mean, ints), least)
         categories, counts = state.categories, spec.levels[spec.is_choice]
         if counts.size:
-            categories = with_options(categories, counts, state.options, weights)
+            categories = with_options(categories, counts, state.options, weights, least)
 
         best, worst = state.losses.min(), jnp.where(used, state.losses, -jnp.inf).max()
         recent = jnp.roll(state.recent, 1).at[0].set(best)
@@ -233,6 +259,22 @@ class CMAES:
             best=choose(jnp.inf, jnp.minimum(best, state.best)),
             best_at=choose(0, best_at),
         )
+
+    def _centred(self, state: CMAESState) -> jax.Array:
+        """The steps of the lanes ``f32[B, N]``; integers that were not at the mean's level lead to the middle of theirs.
+
+        So a level counts in full however far the margin stretched the step (Hamano et al. 2025).
+        """
+        spec, gaussian = state.spec, state.gaussian
+        ints = np.flatnonzero(spec.is_int & (spec.levels > 1))
+        if not ints.size:
+            return state.step
+        dims = np.flatnonzero(~spec.is_choice)
+        mean = jnp.zeros(spec.num_dims, gaussian.mean.dtype).at[dims].set(gaussian.mean)
+        moved = (spec.level_of(state.cube) != spec.level_of(mean))[:, ints]
+        places = np.searchsorted(dims, ints)
+        exact = (state.cube[:, ints] - mean[ints]) / (gaussian.sigma * gaussian.margin[places])
+        return state.step.at[:, places].set(jnp.where(moved, exact, state.step[:, places]))
 
     def _edges(self, spec: CubeSpec, mean: Array, ints: np.ndarray) -> tuple[tuple[Array, Array], np.ndarray]:
         """The edges beside the mean's level for integers, which are dimensions ``ints`` of the cube; their places in it."""

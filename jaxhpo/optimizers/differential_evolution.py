@@ -37,7 +37,7 @@ class DEState:
         members: ``f32[P, D]``.
         losses: ``f32[P]``, infinite for those not known and those that failed.
         asked: ``i32[]``, trials handed out of this population; the first P are its members.
-        archive: ``f32[P, D]``, members that were replaced, the oldest in turn overwritten.
+        archive: ``f32[P, D]``, members that were replaced, the oldest in turn overwritten (SHADE: a random one).
         archived: ``i32[]``, how many there were.
         memory: ``f32[H, 2]``, of F and CR.
         slot: ``i32[]``, the entry of the memory that is next.
@@ -156,9 +156,10 @@ class DifferentialEvolution:
         return Query.fresh(state.cube)
 
     def update(self, key: jax.Array, state: DEState, query: Query, feedback: Feedback) -> DEState:
-        del query
         key_restart, key_trial = jax.random.split(key)
         done = jnp.asarray(feedback.done)
+        met = jnp.asarray(state.spec.snap(query.cube), state.cube.dtype)
+        state = dataclasses.replace(state, cube=jnp.where(done[:, None], met, state.cube))
         loss = jnp.where(jnp.isfinite(feedback.loss), feedback.loss, jnp.inf).astype(state.losses.dtype)
         state = self._selected(state, loss, done & ~state.stale)
         state = self._remembered(state)

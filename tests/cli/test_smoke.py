@@ -3,6 +3,7 @@
 Data that do not come with scikit-learn are stood in for by random ones of the same form, so that nothing is fetched.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -43,9 +44,12 @@ def data(tmp_path_factory):
     patch.chdir(FOLDER.parent)
     rng = np.random.default_rng(0)
     datasets.data_dir().mkdir(parents=True)
-    for name, known in datasets.DATASETS.items():
+    for name, known in list(datasets.DATASETS.items()):
         if known.source is not None:
-            np.savez(datasets.data_dir() / f"{name}.npz", **stand_in(name, rng))
+            arrays = stand_in(name, rng)
+            np.savez(datasets.data_dir() / f"{name}.npz", **arrays)
+            sizes = tuple(np.bincount(arrays["split"]).tolist())
+            patch.setitem(datasets.DATASETS, name, dataclasses.replace(known, sizes=sizes))
     paths = list(sys.path)
     yield
     sys.path[:] = paths
@@ -85,6 +89,24 @@ def test_one_config_of_each_kind(name, tmp_path):
 def test_every_other_config(name, tmp_path):
     pytest.importorskip("sklearn")
     run_in_small(name, tmp_path / "run")
+
+
+def test_a_smoke_run_takes_the_place_of_an_earlier_one(tmp_path, monkeypatch, capsys):
+    text = (
+        (FOLDER / "digits_random.toml")
+        .read_text()
+        .replace("num_trials = 640", "num_trials = 4")
+        .replace("seeds = 16", "seeds = 0")
+    )
+    (tmp_path / "tiny.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(FOLDER.parent))
+    for _ in range(2):
+        assert main(["run", "tiny.toml", "--smoke", "--no-report"]) == 0
+        assert "its figures mean nothing" in capsys.readouterr().out
+    assert (
+        main(["run", "tiny.toml", "--smoke", "--no-report", "--out", "runs/tiny-smoke-seed0"]) == 2
+    )  # a folder that was named
 
 
 def test_what_a_smoke_run_makes_smaller():

@@ -231,7 +231,7 @@ def test_integers_keep_a_chance_of_their_neighbours():
     low, high = (edges[np.clip(i, 0, 7)].astype(np.float32) for i in (level - 1, level))
     sigma = np.exp(rng.uniform(-8, 0, 40)).astype(np.float32)
     narrow = dataclasses.replace(Gaussian.start(jnp.asarray(mean), 1.0, True), cov=jnp.asarray(sigma**2))
-    new = parts.with_margin(narrow, (low, high), ints, jnp.float32(least))
+    new = parts.with_margin(narrow, (low, high), ints, least)
     wide = sigma * new.margin
     below, above = np.asarray(ndtr((low - new.mean) / wide)), np.asarray(ndtr((new.mean - high) / wide))
     ends = low == high
@@ -246,24 +246,39 @@ def test_integers_keep_a_chance_of_their_neighbours():
     np.testing.assert_allclose(new.mean[free], mean[free], atol=1e-3)
 
 
+def test_integers_away_from_the_mean_are_told_as_steps_to_the_middle_of_their_level():
+    optimizer = CMAES(8)
+    state = init(optimizer, jax.random.key(0), MIXED)
+    narrow = dataclasses.replace(state.gaussian, sigma=jnp.asarray(0.01), margin=jnp.asarray([1.0, 1.0, 5.0, 5.0]))
+    state = dataclasses.replace(state, gaussian=narrow)
+    steps = np.asarray(jax.jit(optimizer._centred)(state))
+    ints, mean_level = np.asarray(state.cube)[:, 2:4], 4
+    moved = np.floor(ints * 9) != mean_level
+    assert moved.any()
+    assert (~moved).any()
+    np.testing.assert_allclose((0.5 + 0.01 * 5.0 * steps[:, 2:])[moved], ints[moved], atol=1e-6)
+    np.testing.assert_array_equal(steps[:, 2:][~moved], np.asarray(state.step)[:, 2:][~moved])
+    np.testing.assert_array_equal(steps[:, :2], np.asarray(state.step)[:, :2])
+
+
 def test_choices_follow_the_ranks_and_keep_a_margin():
     counts = np.asarray([4, 2])
     start = parts.even_categories(counts, jnp.float32)
     options = np.asarray([[1, 0], [1, 1], [3, 1], [0, 0]])
     weights = jnp.asarray([0.7, 0.3, -0.4, -0.6])
-    new = parts.with_options(start, counts, options, weights)
+    new = parts.with_options(start, counts, options, weights, 0.15)
     # One step of length 1 in the metric of Fisher, and then the margin.
     gradient = np.asarray([[-0.25, 0.75, -0.25, -0.25], [0.2, -0.2, 0, 0]])
     length = np.sqrt((gradient[0] ** 2 / 0.25).sum() + (gradient[1, :2] ** 2 / 0.5).sum())
     moved = np.asarray(start.chance) + gradient / length
-    least = (1 - 0.73 ** (1 / 2)) / (counts - 1)
+    least = 0.15 / (counts - 1)
     expected = []
     for row, low, count in zip(moved, least, counts, strict=True):
         above = np.maximum(row[:count], low) - low
         expected.append([*(low + above * (1 - low * count) / above.sum()), *np.zeros(4 - count)])
     np.testing.assert_allclose(new.chance, expected, atol=1e-6)
     for _ in range(200):
-        new = parts.with_options(new, counts, options, weights)
+        new = parts.with_options(new, counts, options, weights, 0.15)
     np.testing.assert_allclose(new.chance.sum(1), 1.0, atol=1e-5)
     assert (np.asarray(new.chance) >= least[:, None] * (np.arange(4) < counts[:, None]) - 1e-6).all()
     assert int(new.chance[0].argmax()) == 1
