@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PY ?= python3
 RUNS ?= runs
 # Compilation takes most of the time of the tests, and it uses one core.
-WORKERS ?= -n 2 --dist loadfile
+WORKERS ?= -n 2 --dist worksteal
 
 # Python 3.12 or newer for test-newest: the first that really starts, also among pyenv's.
 NEWEST ?= $(shell for v in 3.14 3.13 3.12; do for p in python$$v "$$HOME"/.pyenv/versions/$$v*/bin/python; do \
@@ -39,10 +39,10 @@ test: .venv/test.ok
 	.venv/bin/python -m pytest $(WORKERS)
 
 test-slow: .venv/test.ok
-	.venv/bin/python -m pytest $(WORKERS) -m 'slow or not slow'
+	XLA_FLAGS= .venv/bin/python -m pytest $(WORKERS) -m 'slow or not slow'
 
 test-newest: .venv-newest/test.ok
-	.venv-newest/bin/python -m pytest $(WORKERS)
+	XLA_FLAGS= .venv-newest/bin/python -m pytest $(WORKERS)
 
 check: .venv/test.ok
 	.venv/bin/ruff check .
