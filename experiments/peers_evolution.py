@@ -1,4 +1,4 @@
-"""CMA-ES and differential evolution beside cmaes, evosax and SciPy: same problems, starts, populations and evaluations.
+"""CMA-ES and differential evolution beside cmaes, evosax and SciPy: same problems, lanes and evaluations.
 
     python -m experiments.peers_evolution --out peers_evolution.md
 
@@ -6,7 +6,7 @@ All search the unit cube in float64 (``--float32`` for that), and losses are dif
 random place; "at the bound" is the ellipsoid with half of its coordinates at an end of the box. Everybody's CMA-ES starts in
 the middle with a step of 0.3, as ours does by default. cmaes' are restarted with twice the population, as its documentation
 shows; evosax has neither bounds nor restarts, so its points are clipped. SciPy's differential evolution runs without its final
-descent. On the mixed problem integers and choices are the level in which a coordinate lies, but for those peers that know
+descent; ours has its default population, the peers' is the batch of lanes. On the mixed problem integers and choices are the level in which a coordinate lies, but for those peers that know
 them: ``CMAwM`` integers (choices are integers to it), ``CatCMAwM`` both. On the cliff (a sphere that fails beyond its
 optimum in the first coordinate) a failure is told as NaN to ours, as a large number to the others.
 """

@@ -106,8 +106,8 @@ class CMAES:
 
     The run ends, and another one starts at a uniform point with twice the population, when steps no longer change the mean
     (NoEffectAxis, NoEffectCoord), steps or losses are below tolerance (TolX, TolFun, EqualFunValues), C is singular
-    (ConditionCov), sigma explodes (TolXUp; tutorial, section B.3), or no better loss was found for
-    ``120 + 30 N / population + 0.2 t`` of t generations.
+    (ConditionCov; float32 cannot tell that of a full C), sigma explodes (TolXUp; tutorial, section B.3), or no better loss was
+    found for ``120 + 30 N / population + 0.2 t`` of t generations.
 
     All rates are the papers'. How bounds are met was chosen on a sphere, ellipsoids with optima within and at bounds, Levy,
     Zakharov, Rosenbrock and Griewank in 10 and 30 dimensions with 16 lanes. The margins of CatCMA with margin, and the steps
