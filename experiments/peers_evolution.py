@@ -5,10 +5,11 @@
 All search the unit cube in float64 (``--float32`` for that), and losses are differences to the optimum, which lies at a
 random place; "at the bound" is the ellipsoid with half of its coordinates at an end of the box. Everybody's CMA-ES starts in
 the middle with a step of 0.3, as ours does by default. cmaes' are restarted with twice the population, as its documentation
-shows; evosax has neither bounds nor restarts, so its points are clipped. SciPy's differential evolution runs without its final
-descent; ours has its default population, the peers' is the batch of lanes. On the mixed problem integers and choices are the level in which a coordinate lies, but for those peers that know
-them: ``CMAwM`` integers (choices are integers to it), ``CatCMAwM`` both. On the cliff (a sphere that fails beyond its
-optimum in the first coordinate) a failure is told as NaN to ours, as a large number to the others.
+shows; evosax has neither bounds nor restarts, so its points are clipped. SciPy's differential evolution runs without its
+final descent; ours has its default population, the peers' is the batch of lanes. On the mixed problem integers and choices
+are the level in which a coordinate lies, but for those peers that know them: ``CMAwM`` integers (choices are integers to it),
+``CatCMAwM`` both. On the cliff (a sphere that fails beyond its optimum in the first coordinate) a failure is told as NaN to
+ours, as a large number to the others.
 """
 
 from __future__ import annotations
