@@ -9,11 +9,13 @@ once, and may spend the training steps of ``--trainings`` full trainings. The pe
     optuna-tpe-2     the same with ``n_jobs=2``
     optuna-gp        ``GPSampler``, whole trainings, ``--gp-trainings`` of them: it takes about a second for each proposal
     hyperoptax       ``BayesianSearch``, batches of eight under ``vmap``, whole trainings, as many as for ``optuna-gp``
-    asha-tpe         ours: ``ASHA(TPE)`` on 32 lanes
+    asha-pso         ours: ``ASHA(PSO)`` on 16 lanes
+    asha-tpe         ours: ``ASHA(TPE)`` on 16 lanes
     bayesopt         ours: ``BayesOpt`` on 8 lanes, as many trainings as ``optuna-gp``
 
 Every study runs in a process of its own, without a compile cache, one after the other in turns. The target of a seed is the
-best loss of a whole training that ``optuna-tpe`` found with it, and its time is when it first had it. Times are told without
+best loss of a whole training that ``optuna-tpe`` found with it, and its time is when it first had it; ours may go on for twice
+the steps to reach it, but their winners and the time of their whole search are those at equal steps. Times are told without
 and with compilation. Winners are trained again on the same fresh seeds.
 """
 
@@ -36,6 +38,7 @@ from typing import Any
 
 import numpy as np
 
+import jaxhpo as jh
 from experiments.ranks import HIGHER_IS_BETTER, PROBLEMS
 from jaxhpo.analysis.format import interval, number
 from jaxhpo.analysis.statistics import mean_interval, paired_comparison
@@ -52,11 +55,11 @@ class Curve:
         self.best: tuple[float, dict[str, Any]] = (math.inf, {})
         self.begun = time.perf_counter()
 
-    def add(self, loss: float, hparams: dict[str, Any], seconds: float | None = None) -> None:
+    def add(self, loss: float, hparams: dict[str, Any], seconds: float | None = None, counts: bool = True) -> None:
         when = time.perf_counter() - self.begun if seconds is None else seconds
         if math.isfinite(loss):
             self.points.append((when, loss))
-            self.best = min(self.best, (loss, hparams), key=lambda pair: pair[0])
+            self.best = min(self.best, (loss, hparams), key=lambda pair: pair[0]) if counts else self.best
 
 
 def stepwise(training: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -186,19 +189,30 @@ def plain(hparams: Any) -> dict[str, Any]:
     return {name: np.asarray(x).item() for name, x in hparams.items()}
 
 
-def run_ours(training: Any, space: Any, seed: int, trainings: int, way: str) -> tuple[Curve, float]:
-    import jaxhpo as jh
+OURS: dict[str, Callable[[], Any]] = {
+    "asha-pso": lambda: jh.ASHA(jh.PSO(num_lanes=16)),
+    "asha-tpe": lambda: jh.ASHA(jh.TPE(num_lanes=16)),
+    "bayesopt": lambda: jh.BayesOpt(num_lanes=8),
+}
 
-    optimizer = jh.ASHA(jh.TPE(num_lanes=32)) if way == "asha-tpe" else jh.BayesOpt(num_lanes=8)
-    study = jh.Study(training, space, optimizer, seed=seed, metric="loss", max_steps=trainings * training.num_steps)
+
+def run_ours(training: Any, space: Any, seed: int, trainings: int, way: str) -> tuple[Curve, float]:
+    """Goes on for twice the steps, to see when the target is reached; the winner is the best within the steps that all have."""
+    allowed = trainings * training.num_steps
+    most = allowed if way in FEW else 2 * allowed
+    study = jh.Study(training, space, OURS[way](), seed=seed, metric="loss", max_steps=most)
     result = jh.run_study(study)
     curve, trials = Curve(), result.trials
     choices = {row["name"]: list(row["options"]) for row in space.describe() if row["type"] == "choice"}
-    for i in np.flatnonzero(trials["whole"] & ~trials["diverged"]):
-        told = {row["name"]: trials[f"hparams.{row['name']}"][i] for row in space.describe()}
-        told = {k: choices[k].index(x) if k in choices else np.asarray(x).item() for k, x in told.items()}
-        curve.add(float(trials["loss"][i]), told, float(trials["seconds"][i]))
-    curve.begun = time.perf_counter() - result.run_seconds
+    order = np.argsort(trials["seconds"], kind="stable")
+    steps = np.cumsum((trials["steps"] - trials["start"])[order])
+    for i, spent in zip(order, steps, strict=True):
+        if trials["whole"][i] and not trials["diverged"][i]:
+            told = {row["name"]: trials[f"hparams.{row['name']}"][i] for row in space.describe()}
+            told = {k: choices[k].index(x) if k in choices else np.asarray(x).item() for k, x in told.items()}
+            curve.add(float(trials["loss"][i]), told, float(trials["seconds"][i]), counts=spent <= allowed)
+    last = order[np.searchsorted(steps, allowed, side="right") - 1]
+    curve.begun = time.perf_counter() - float(trials["seconds"][last])
     return curve, result.compile_seconds
 
 
@@ -207,16 +221,13 @@ RUNNERS: dict[str, Callable[..., tuple[Curve, float]]] = {
     "optuna-tpe-2": run_optuna,
     "optuna-gp": run_optuna,
     "hyperoptax": run_hyperoptax,
-    "asha-tpe": run_ours,
-    "bayesopt": run_ours,
+    **dict.fromkeys(OURS, run_ours),
 }
 
 
 def work(way: str, problem: str, seed: int, trainings: int, fresh: int) -> None:
     """One study in this process; one JSON object on standard output."""
     import jax
-
-    import jaxhpo as jh
 
     jh.prepare_jax(None if RUNNERS[way] is run_ours else 1)
     jax.config.update("jax_enable_compilation_cache", False)
@@ -283,9 +294,11 @@ def table(problem: str, found: dict[str, list[dict[str, Any]]], arguments: argpa
         way: [reached(one["points"], target) for one, target in zip(runs, targets, strict=True)] for way, runs in found.items()
     }
     metric = PROBLEMS[problem].metric
+    few = ", ".join(way for way in found if way in FEW)
+    few = f" ({few}: {arguments.gp_trainings})" if few else ""
     lines = [
-        f"{problem}: {arguments.trainings} full trainings ({', '.join(way for way in found if way in FEW)}: "
-        f"{arguments.gp_trainings}), {arguments.seeds} seeds; median [range]; test: mean [95 % interval] over seeds",
+        f"{problem}: {arguments.trainings} full trainings{few}, {arguments.seeds} seeds; median [range]; test: mean "
+        "[95 % interval] over seeds",
         "",
         "| who | whole search, s | to compile, s | to Optuna's target, s | faster than optuna-tpe | with compilation "
         f"| test {metric} |",

@@ -255,7 +255,7 @@ class TPE:
     num_initial: int = setting(10, static=True, low=1)
     num_candidates: int = setting(64, static=True, low=1)
     max_good: int = setting(25, static=True, low=1)
-    capacity: int = setting(128, static=True, low=4)
+    capacity: int = setting(512, static=True, low=4)
     max_capacity: int = setting(1024, static=True, low=4)
     quantile: float = setting(0.1, low=0.0, high=0.5)
     prior_weight: float = setting(1.0, low=0.01)
