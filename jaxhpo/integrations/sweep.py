@@ -17,6 +17,8 @@ FACTORY = "fill_in:task"
 """Stands for the factory of the task, which a sweep does not know."""
 
 NUM_LANES = 8
+PLAIN = (bool, int, float, str)
+"""What a config holds as it is."""
 
 
 @dataclasses.dataclass(frozen=True)

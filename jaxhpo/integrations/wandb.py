@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxhpo.errors import JaxhpoError
-from jaxhpo.integrations.sweep import FACTORY, NUM_LANES, Sweep, fit_name, is_leaf, leaves_of, read_text
+from jaxhpo.integrations.sweep import FACTORY, NUM_LANES, PLAIN, Sweep, fit_name, is_leaf, leaves_of, read_text
 
 _METHODS = {"grid": "GridSearch", "random": "RandomSearch", "bayes": "BayesOpt"}
 _READ = {"program", "method", "metric", "parameters", "early_terminate", "run_cap", "name", "description"}
 _ENDLESS = 100  # trials of a sweep that W&B would never end
 _MOST_OPTIONS = 1000
 _SIGMAS = 2.0
-_PLAIN = (bool, int, float, str)
 
 
 class _Unfit(ValueError):
@@ -127,7 +126,7 @@ def _leaf(one: Mapping[str, Any], how: str, dotted: str, notes: list[str]) -> An
     kind = _distribution_of(one)
     note = lambda text: notes.append(f"parameters.{dotted}: {text}")
     if kind == "constant":
-        if not isinstance(one.get("value"), _PLAIN):
+        if not isinstance(one.get("value"), PLAIN):
             raise _Unfit(f"the constant {one.get('value')!r} cannot stand in a config; build it into the task")
         return one["value"]
     if kind in ("categorical", "categorical_w_probabilities"):
@@ -162,7 +161,7 @@ def _choice(one: Mapping[str, Any], note: Any) -> Any:
     values = one.get("values")
     if not isinstance(values, list) or not values:
         raise _Unfit(f"values must be a list of at least one, not {values!r}")
-    odd = [value for value in values if not isinstance(value, _PLAIN)]
+    odd = [value for value in values if not isinstance(value, PLAIN)]
     if odd:
         raise _Unfit(f"the value {odd[0]!r} cannot stand in a config; use a label, and look it up in the task")
     distinct: list[Any] = []
