@@ -134,7 +134,7 @@ def tab(header, rows):
 
 def test_documents_are_numbers_of_words_counted_in_the_training_split():
     topics = ["a", "b"] * 10
-    train = [(topic, f"the {topic}{topic} word{i} the") for i, topic in enumerate(topics)]
+    train = [(topic, f"the {topic}{topic} word{i} the group{i // 5}") for i, topic in enumerate(topics)]
     test = [("b", "the novelty bb"), ("a", "aa")]
     sizes = (16, 4, 2)
     arrays = readers.documents([tab("Category\tText", train), tab("Category\tText", test)], sizes)
@@ -143,10 +143,14 @@ def test_documents_are_numbers_of_words_counted_in_the_training_split():
     np.testing.assert_array_equal(arrays["y"], [i % 2 for i in range(20)] + [1, 0])
     for split in (readers.TRAIN, readers.VALID):
         assert arrays["y"][arrays["split"] == split].mean() == 0.5
-    # "the" 32 times, "aa" and "bb" 8 times each in the 16 training documents; every other word too seldom.
-    np.testing.assert_array_equal(arrays["vocabulary"], [readers.PADDING, readers.UNKNOWN, "the", "aa", "bb"])
+    # "the" 32 times, "aa" and "bb" 8 times each in the 16 training documents; a group is five documents, and is known if all of
+    # them are trained on; every other word is too seldom.
+    known = [f"group{g}" for g in range(4) if (arrays["split"][5 * g : 5 * g + 5] == readers.TRAIN).all()]
+    assert len(known) < 4
+    np.testing.assert_array_equal(arrays["vocabulary"], [readers.PADDING, readers.UNKNOWN, "the", "aa", "bb", *known])
     assert arrays["x"].shape == (22, readers.MOST_WORDS)
-    np.testing.assert_array_equal(arrays["x"][:2, :5], [[2, 3, 1, 2, 0], [2, 4, 1, 2, 0]])
+    np.testing.assert_array_equal(arrays["x"][:2, :4], [[2, 3, 1, 2], [2, 4, 1, 2]])
+    assert (arrays["x"][:, 5:] == 0).all()
     np.testing.assert_array_equal(arrays["x"][20, :4], [2, 1, 4, 0])  # a word of the test split alone is unknown
 
 
