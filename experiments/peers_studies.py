@@ -1,6 +1,6 @@
 """Whole tuning jobs beside Optuna and hyperoptax: wall-clock to the loss that Optuna reaches, and the winner's test metric.
 
-    python -m experiments.peers_studies [--problems digits letter] [--seeds 5] [--trainings 256] [--out peers_studies.md]
+    python -m experiments.peers_studies [--problems digits letter_asha] [--seeds 5] [--trainings 256] [--out peers_studies.md]
 
 Everyone tunes the same network on the same data in the same space, trains it by the same functions (``jaxhpo.Task``), jitted
 once, and may spend the training steps of ``--trainings`` full trainings. The peers are driven as their documentation does:
@@ -14,9 +14,11 @@ once, and may spend the training steps of ``--trainings`` full trainings. The pe
     bayesopt         ours: ``BayesOpt`` on 8 lanes, as many trainings as ``optuna-gp``
 
 Every study runs in a process of its own, without a compile cache, one after the other in turns. The target of a seed is the
-best loss of a whole training that ``optuna-tpe`` found with it, and its time is when it first had it; ours may go on for twice
-the steps to reach it, but their winners and the time of their whole search are those at equal steps. Times are told without
-and with compilation. Winners are trained again on the same fresh seeds.
+best loss of a whole training that ``optuna-tpe`` found with it, and its time is when it first had it; ours may go on for four
+times the steps to reach it, but their winners and the time of their whole search are those at equal steps. Times are told
+without and with compilation. Winners are trained again on the same fresh seeds.
+
+The problems are those of ``experiments.ranks``, and ``letter_asha``, the task and space of ``configs/letter_asha.toml``.
 """
 
 from __future__ import annotations
@@ -38,10 +40,19 @@ from typing import Any
 import numpy as np
 
 import jaxhpo as jh
-from experiments.ranks import HIGHER_IS_BETTER, PROBLEMS
+from experiments import ranks, tables
+from experiments.ranks import HIGHER_IS_BETTER, Problem
 from jaxhpo.analysis.format import interval, number
 from jaxhpo.analysis.statistics import mean_interval, paired_comparison
 
+LETTER = Problem(
+    functools.partial(tables.table_mlp, "letter", num_steps=1200, steps_per_round=40, max_width=128),
+    {**ranks.PROBLEMS["letter"].space, "width": jh.Int(8, 128, log=True)},
+    "error",
+)
+PROBLEMS = {**ranks.PROBLEMS, "letter_asha": LETTER}
+OVERTIME = 4
+"""Times the steps of the others that ours may take to reach the target."""
 FEW = ("optuna-gp", "hyperoptax", "bayesopt")
 """Those that get ``--gp-trainings`` full trainings."""
 
@@ -196,9 +207,9 @@ OURS: dict[str, Callable[[], Any]] = {
 
 
 def run_ours(training: Any, space: Any, seed: int, trainings: int, way: str) -> tuple[Curve, float]:
-    """Goes on for twice the steps, to see when the target is reached; the winner is the best within the steps that all have."""
+    """Goes on beyond the steps of the others, to see when the target is reached; the winner is the best within theirs."""
     allowed = trainings * training.num_steps
-    most = allowed if way in FEW else 2 * allowed
+    most = allowed if way in FEW else OVERTIME * allowed
     study = jh.Study(training, space, OURS[way](), seed=seed, metric="loss", max_steps=most)
     result = jh.run_study(study)
     curve, trials = Curve(), result.trials
@@ -337,7 +348,7 @@ def spread(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", nargs="+", default=["digits", "letter"], choices=PROBLEMS)
+    parser.add_argument("--problems", nargs="+", default=["digits", "letter_asha"], choices=PROBLEMS)
     parser.add_argument("--ways", nargs="+", default=list(RUNNERS), choices=RUNNERS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--trainings", type=int, default=256, help="full trainings whose steps everyone may spend")

@@ -244,7 +244,7 @@ class TPE:
         num_initial: scrambled Sobol points before the densities are used.
         num_candidates: draws from ``l`` for each lane.
         max_good: good observations at most.
-        capacity: observations that the first table holds, rounded up to a power of two.
+        capacity: observations that the first table holds, rounded up to a power of two; each larger table compiles anew.
         max_capacity: observations for which it grows, rounded up alike.
         quantile: share of good observations.
         prior_weight: weight of the uniform prior in ``l`` and ``g``, in observations.
@@ -255,7 +255,7 @@ class TPE:
     num_initial: int = setting(10, static=True, low=1)
     num_candidates: int = setting(64, static=True, low=1)
     max_good: int = setting(25, static=True, low=1)
-    capacity: int = setting(512, static=True, low=4)
+    capacity: int = setting(1024, static=True, low=4)
     max_capacity: int = setting(1024, static=True, low=4)
     quantile: float = setting(0.1, low=0.0, high=0.5)
     prior_weight: float = setting(1.0, low=0.01)
