@@ -1,6 +1,6 @@
 """Whole tuning jobs beside Optuna and hyperoptax: wall-clock to the loss that Optuna reaches, and the winner's test metric.
 
-    python -m experiments.peers_studies [--problems digits letter_asha] [--seeds 5] [--trainings 256] [--out peers_studies.md]
+    python -m experiments.peers_studies [--problems digits letter] [--seeds 5] [--trainings 256] [--out peers_studies.md]
 
 Everyone tunes the same network on the same data in the same space, trains it by the same functions (``jaxhpo.Task``), jitted
 once, and may spend the training steps of ``--trainings`` full trainings. The peers are driven as their documentation does:
@@ -17,8 +17,6 @@ Every study runs in a process of its own, without a compile cache, one after the
 best loss of a whole training that ``optuna-tpe`` found with it, and its time is when it first had it; ours may go on for four
 times the steps to reach it, but their winners and the time of their whole search are those at equal steps. Times are told
 without and with compilation. Winners are trained again on the same fresh seeds.
-
-The problems are those of ``experiments.ranks``, and ``letter_asha``, the task and space of ``configs/letter_asha.toml``.
 """
 
 from __future__ import annotations
@@ -40,17 +38,10 @@ from typing import Any
 import numpy as np
 
 import jaxhpo as jh
-from experiments import ranks, tables
-from experiments.ranks import HIGHER_IS_BETTER, Problem
+from experiments.ranks import HIGHER_IS_BETTER, PROBLEMS
 from jaxhpo.analysis.format import interval, number
 from jaxhpo.analysis.statistics import mean_interval, paired_comparison
 
-LETTER = Problem(
-    functools.partial(tables.table_mlp, "letter", num_steps=1200, steps_per_round=40, max_width=128),
-    {**ranks.PROBLEMS["letter"].space, "width": jh.Int(8, 128, log=True)},
-    "error",
-)
-PROBLEMS = {**ranks.PROBLEMS, "letter_asha": LETTER}
 OVERTIME = 4
 """Times the steps of the others that ours may take to reach the target."""
 FEW = ("optuna-gp", "hyperoptax", "bayesopt")
@@ -348,7 +339,7 @@ def spread(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", nargs="+", default=["digits", "letter_asha"], choices=PROBLEMS)
+    parser.add_argument("--problems", nargs="+", default=["digits", "letter"], choices=PROBLEMS)
     parser.add_argument("--ways", nargs="+", default=list(RUNNERS), choices=RUNNERS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--trainings", type=int, default=256, help="full trainings whose steps everyone may spend")
