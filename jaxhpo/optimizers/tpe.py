@@ -150,12 +150,19 @@ def draw(key: jax.Array, spec: CubeSpec, mixture: Mixture, num_points: int) -> j
 def neighbour_gaps(points: Array, used: Array) -> jax.Array:
     """The distance to the farther of the two neighbours in each dimension, ``f32[K, D]``; 0 where not ``used``.
 
-    The outermost points have one neighbour each; for a point alone it is the farther bound.
+    The outermost points have one neighbour each; for a point alone it is the farther bound. Points within
+    ``K / 2^30`` of each other may be taken in either order.
     """
     count = used.sum(dtype=jnp.int32)
+    place = jnp.where(used[:, None], points, 1.0)
+    # One integer holds the place and, below, the index: XLA sorts those twenty times faster on a CPU than pairs with a float.
+    index_bits = max(points.shape[0] - 1, 1).bit_length()
+    scaled = (place * (1 << (30 - index_bits))).astype(jnp.int32) + ~used[:, None]  # those not in use come last
     index = lax.broadcasted_iota(jnp.int32, points.shape, 0)
-    place, order = lax.sort((jnp.where(used[:, None], points, 2.0), index), dimension=0, num_keys=1)
-    steps = jnp.where(index[1:] < count, place[1:] - place[:-1], 0.0)
+    keys = (scaled << index_bits) + index
+    order = lax.sort(keys, dimension=0, is_stable=False) & ((1 << index_bits) - 1)
+    place = jnp.take_along_axis(place, order, axis=0)
+    steps = jnp.where(index[1:] < count, jnp.abs(place[1:] - place[:-1]), 0.0)
     steps = jnp.pad(steps, ((1, 1), (0, 0)))
     gaps = jnp.where(count > 1, jnp.maximum(steps[:-1], steps[1:]), jnp.maximum(place, 1.0 - place))
     gaps = jnp.zeros_like(points).at[order, jnp.arange(points.shape[1])].set(gaps)
@@ -312,7 +319,7 @@ class TPE:
 
     def best_rows(self, state: TPEState) -> jax.Array:
         """The rows of the lowest losses, best first: as many as can ever be good."""
-        return jnp.argsort(state.loss, stable=True)[: min(self.max_good, state.loss.size // 2)]
+        return lax.top_k(-state.loss, min(self.max_good, state.loss.size // 2))[1]
 
     def densities(self, state: TPEState) -> tuple[Mixture, Mixture]:
         """The mixtures ``l`` of the good observations and ``g`` of the bad ones."""
@@ -343,7 +350,8 @@ class TPE:
         """The lanes that are done entered into the table: in free rows, then in place of the oldest that are not the best."""
         top = self.best_rows(state)
         number = state.number.at[top].set(jnp.where(state.number[top] < 0, -1, _LAST))
-        row = jnp.where(done, jnp.argsort(number, stable=True)[rank], state.loss.size)  # beyond the end: dropped
+        oldest = lax.top_k(-number, self.num_lanes)[1]
+        row = jnp.where(done, oldest[rank], state.loss.size)  # beyond the end: dropped
         loss = jnp.where(jnp.isfinite(loss), loss, jnp.inf).astype(state.loss.dtype)
         return dataclasses.replace(
             state,

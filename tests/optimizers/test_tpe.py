@@ -143,6 +143,24 @@ def test_gaps_and_bandwidths():
     np.testing.assert_allclose(widths(spec, points, used, 0.5)[:3], [[0.4, 0.5], [0.4, 0.5], [0.3, 0.5]], atol=1e-6)
 
 
+def test_gaps_are_those_of_a_stable_sort():
+    """At every size of table, with points at both bounds, levels that many share, and rows that are free."""
+    rng = np.random.default_rng(4)
+    for rows in (1, 2, 8, 64, 1024, 2048):
+        apart = rng.permutation(1 << 14)[:rows] / (1 << 14)
+        points = np.stack([apart, rng.integers(0, 5, rows) / 4, (rng.integers(0, 100, rows) + 0.5) / 100], 1)
+        points[0, 0], points[-1, 0] = 0.0, 1.0
+        used = rng.random(rows) < 0.7
+        used[[0, -1]] = True
+        expected = np.zeros_like(points)
+        for d in range(3):
+            order = np.flatnonzero(used)[np.argsort(points[used, d], kind="stable")]
+            steps = np.concatenate([[0.0], np.diff(points[order, d]), [0.0]])
+            alone = max(points[0, d], 1 - points[0, d])
+            expected[order, d] = np.maximum(steps[:-1], steps[1:]) if order.size > 1 else alone
+        np.testing.assert_allclose(gaps(points.astype(np.float32), used), expected, atol=1e-6)
+
+
 def test_the_best_are_good_by_rank_and_failures_never():
     """Ten of 100, with the weights of ranks; of 100 with 3 finite losses only these; of none the prior alone."""
     tpe, rng = TPE(20, num_initial=1), np.random.default_rng(0)
