@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
@@ -150,6 +151,7 @@ def measured(names: list[str], chosen: list[str], seeds: int, trainings: int, fr
                 path = cell_path(folder, name, way, seed, trainings, fresh)
                 if not path.exists():
                     found = cell(PROBLEMS[name], way, WAYS[way](), seed, trainings, fresh)
+                    jax.clear_caches()  # programs of hundreds of studies are more than a process may map
                     aside = path.with_suffix(".tmp")
                     aside.write_text(json.dumps(found))
                     aside.replace(path)  # a cell is whole or not there
