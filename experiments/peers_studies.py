@@ -11,6 +11,7 @@ once, and may spend the training steps of ``--trainings`` full trainings. The pe
     hyperoptax       ``BayesianSearch``, batches of eight under ``vmap``, whole trainings, as many as for ``optuna-gp``
     asha-pso         ours: ``ASHA(PSO)`` on 16 lanes
     asha-tpe         ours: ``ASHA(TPE)`` on 4 lanes, two a core: few, so that each proposal knows of most others
+    asha-tpe-16      the same on 16 lanes, with the defaults of ``TPE``
     bayesopt         ours: ``BayesOpt`` on 8 lanes, as many trainings as ``optuna-gp``
 
 Every study runs in a process of its own, without a compile cache, one after the other in turns. The target of a seed is the
@@ -194,6 +195,7 @@ OURS: dict[str, Callable[[], Any]] = {
     "asha-pso": lambda: jh.ASHA(jh.PSO(num_lanes=16)),
     # As many candidates as Optuna draws; more initial points, since most trials are stopped early.
     "asha-tpe": lambda: jh.ASHA(jh.TPE(num_lanes=4, num_initial=24, num_candidates=24)),
+    "asha-tpe-16": lambda: jh.ASHA(jh.TPE(num_lanes=16)),
     "bayesopt": lambda: jh.BayesOpt(num_lanes=8),
 }
 
