@@ -212,6 +212,7 @@ def ranks_of(cells: dict[tuple[str, str], list], names: list[str], chosen: list[
     Seeds of a problem are blocks of their own: what is claimed is claimed of these problems.
     """
     values = np.array([[middle(one["valid"]["loss"]) for one in cells[name, way]] for way in chosen for name in names])
+    values = np.log(values)  # Wilcoxon's test ranks differences over all problems: they are ratios then, whatever the scale
     blocks = values.reshape(len(chosen), -1).T
     ranks = friedman(blocks)
     by_problem = {
@@ -238,11 +239,19 @@ def ranks_of(cells: dict[tuple[str, str], list], names: list[str], chosen: list[
             for a, b in ((best, i), (i, random))
         ]
         lines.append(f"| {chosen[i]} | {ranks.mean_ranks[i]:.2f} | {each} | {' | '.join(said)} |")
-    return [*lines, "", f"p: Wilcoxon's test, by Holm for all {len(pairs)} pairs; above 0.05 it is a tie."]
+    told_apart = [_better(chosen, blocks, pair, p) for pair, p in zip(pairs, p_values, strict=True) if p <= 0.05]
+    lines += ["", f"p: Wilcoxon's test on log losses, by Holm for all {len(pairs)} pairs; above 0.05 it is a tie."]
+    return [*lines, f"Told apart: {'; '.join(told_apart) or 'none'}."]
+
+
+def _better(chosen: list[str], blocks: np.ndarray, pair: tuple[int, int], p: float) -> str:
+    one = paired_comparison(blocks[:, pair[0]], blocks[:, pair[1]])
+    a, b = pair if one.effect < 0 else pair[::-1]
+    return f"{chosen[a]} better than {chosen[b]} (p = {p:.1g})"
 
 
 def _verdict(one: PairedComparison, p: float) -> str:
-    verdict = "a tie" if p > 0.05 else "better" if one.wins > one.losses else "worse"
+    verdict = "a tie" if p > 0.05 else "better" if one.effect < 0 else "worse"
     return f"{verdict}, wins {one.wins} of {one.count}, p = {p:.1g}"
 
 

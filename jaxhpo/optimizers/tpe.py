@@ -151,7 +151,7 @@ def neighbour_gaps(points: Array, used: Array) -> jax.Array:
     """The distance to the farther of the two neighbours in each dimension, ``f32[K, D]``; 0 where not ``used``.
 
     The outermost points have one neighbour each; for a point alone it is the farther bound. Points within
-    ``K / 2^30`` of each other may be taken in either order.
+    ``2 K / 2^30`` of each other may be taken in either order, so that each may get the gap of the other.
     """
     count = used.sum(dtype=jnp.int32)
     place = jnp.where(used[:, None], points, 1.0)
@@ -273,7 +273,7 @@ class TPE:
 
     def init(self, key: jax.Array, spec: CubeSpec) -> TPEState:
         design, points = initial_design(key, spec.num_dims, self.num_lanes, self.num_initial)
-        rows = _power_of_two(max(self.capacity, 2 * self.num_lanes))
+        rows = _power_of_two(max(min(self.capacity, self.max_capacity), 2 * self.num_lanes))
         return TPEState(
             cube=jnp.asarray(spec.snap(points)),
             points=jnp.zeros((rows, spec.num_dims), jnp.float32),

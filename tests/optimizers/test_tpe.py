@@ -146,7 +146,7 @@ def test_gaps_and_bandwidths():
 def test_gaps_are_those_of_a_stable_sort():
     """At every size of table, with points at both bounds, levels that many share, and rows that are free."""
     rng = np.random.default_rng(4)
-    for rows in (1, 2, 8, 64, 1024, 2048):
+    for rows in (1, 2, 8, 25, 64, 1000, 1024, 2048):
         apart = rng.permutation(1 << 14)[:rows] / (1 << 14)
         points = np.stack([apart, rng.integers(0, 5, rows) / 4, (rng.integers(0, 100, rows) + 0.5) / 100], 1)
         points[0, 0], points[-1, 0] = 0.0, 1.0
@@ -159,6 +159,16 @@ def test_gaps_are_those_of_a_stable_sort():
             alone = max(points[0, d], 1 - points[0, d])
             expected[order, d] = np.maximum(steps[:-1], steps[1:]) if order.size > 1 else alone
         np.testing.assert_allclose(gaps(points.astype(np.float32), used), expected, atol=1e-6)
+
+
+def test_points_too_near_for_the_sort_share_their_gaps():
+    """Three in reverse order, nearer to each other than the sort tells apart: one has a neighbour at 0.2, one at 0.5."""
+    points = np.zeros((1024, 1), np.float32)
+    points[:5, 0] = 0.25 + 2.0**-22, 0.25 + 2.0**-23, 0.25, 0.05, 0.75
+    found = gaps(points, np.arange(1024) < 5)[:5, 0]
+    assert (found >= 0).all()
+    np.testing.assert_allclose(np.sort(found[:3]), [0.0, 0.2, 0.5], atol=1e-6)
+    np.testing.assert_allclose(found[3:], [0.2, 0.5], atol=1e-6)
 
 
 def test_the_best_are_good_by_rank_and_failures_never():
