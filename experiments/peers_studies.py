@@ -73,12 +73,10 @@ class Curve:
             self.best = min(self.best, (loss, hparams), key=lambda pair: pair[0]) if counts else self.best
 
 
-def stepwise(training: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def stepwise(training: Any, round_steps: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """``begin(key, hparams)`` and ``advance(key, hparams, state, done)``, which trains one round: state and loss."""
     import jax
     import jax.numpy as jnp
-
-    round_steps = training.steps_per_round or -(-training.num_steps // 10)
 
     @jax.jit
     def begin(task: Any, key: Any, hparams: Any) -> Any:
@@ -128,7 +126,7 @@ def run_optuna(training: Any, space: Any, seed: int, trainings: int, way: str) -
         pruner = optuna.pruners.MedianPruner()
     study = optuna.create_study(sampler=sampler, pruner=pruner)
     began = time.perf_counter()
-    begin, advance = stepwise(training)
+    begin, advance = stepwise(training, round_steps)
     middle = as_floats(suggested(space, optuna.create_study().ask()))
     jax.block_until_ready(advance(jax.random.key(0), middle, begin(jax.random.key(0), middle), 0))
     compile_seconds = time.perf_counter() - began
@@ -255,7 +253,7 @@ def work(way: str, problem: str, seed: int, trainings: int, fresh: int, again: b
     training, space = PROBLEMS[problem].training(), jh.Space(PROBLEMS[problem].space)
     curve, compile_seconds = RUNNERS[way](training, space, seed, trainings, way)
     told = {
-        "points": curve.points,
+        "points": [(when, loss, steps / training.num_steps) for when, loss, steps in curve.points],
         "seconds": time.perf_counter() - curve.begun,
         "compile_seconds": compile_seconds,
         "test": fresh_test(training, curve.best[1], PROBLEMS[problem].metric, fresh) if curve.points else None,
@@ -277,9 +275,9 @@ def fresh_test(training: Any, hparams: dict[str, Any], metric: str, fresh: int) 
     return float(np.mean([float(trained(training.task, key, as_floats(hparams))) for key in keys]))
 
 
-def reached(points: list[tuple[float, float, int]], target: float) -> tuple[float, float]:
-    """The seconds and the steps after which a loss at or below the target was known; infinity if never."""
-    return min(((when, steps) for when, loss, steps in points if loss <= target), default=(math.inf, math.inf))
+def reached(points: list[tuple[float, float, float]], target: float) -> tuple[float, float]:
+    """The seconds and the full trainings after which a loss at or below the target was known; infinity if never."""
+    return min(((when, spent) for when, loss, spent in points if loss <= target), default=(math.inf, math.inf))
 
 
 def measured(problem: str, arguments: argparse.Namespace) -> list[str]:
@@ -319,10 +317,9 @@ def studied(way: str, problem: str, seed: int, arguments: argparse.Namespace, en
 def table(problem: str, found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace) -> list[str]:
     targets = [min((loss for _, loss, _ in one["points"]), default=-math.inf) for one in found["optuna-tpe"]]
     times, shares = {}, {}
-    equal = arguments.trainings * PROBLEMS[problem].training().num_steps
     for way, runs in found.items():
         each = [reached(one["points"], target) for one, target in zip(runs, targets, strict=True)]
-        times[way], shares[way] = [when for when, _ in each], [steps / equal for _, steps in each]
+        times[way], shares[way] = [when for when, _ in each], [spent / arguments.trainings for _, spent in each]
     metric = PROBLEMS[problem].metric
     few = ", ".join(way for way in found if way in FEW)
     few = f" ({few}: {arguments.gp_trainings})" if few else ""

@@ -220,9 +220,10 @@ def ranks_of(cells: dict[tuple[str, str], list], names: list[str], chosen: list[
     }
     order = np.argsort(ranks.mean_ranks)
     best = order[0]
-    # All pairs are adjusted for together, since which one is the best is seen only in the ranks.
-    pairs = list(itertools.combinations(range(len(chosen)), 2))
-    p_values = holm([paired_comparison(blocks[:, i], blocks[:, j]).p_value for i, j in pairs])
+    # All pairs are adjusted for together, since which one is the best is seen only in the ranks; the front one comes first.
+    pairs = list(itertools.combinations(order, 2))
+    compared = [paired_comparison(blocks[:, i], blocks[:, j]) for i, j in pairs]
+    p_values = holm([one.p_value for one in compared])
     adjusted = {frozenset(pair): p for pair, p in zip(pairs, p_values, strict=True)}
     random = chosen.index("RandomSearch") if "RandomSearch" in chosen else best
     lines = [
@@ -239,19 +240,21 @@ def ranks_of(cells: dict[tuple[str, str], list], names: list[str], chosen: list[
             for a, b in ((best, i), (i, random))
         ]
         lines.append(f"| {chosen[i]} | {ranks.mean_ranks[i]:.2f} | {each} | {' | '.join(said)} |")
-    told_apart = [_better(chosen, blocks, pair, p) for pair, p in zip(pairs, p_values, strict=True) if p <= 0.05]
+    told_apart = [
+        f"{chosen[i]} {_direction(one)} than {chosen[j]} (p = {p:.1g})"
+        for (i, j), one, p in zip(pairs, compared, p_values, strict=True)
+        if p <= 0.05
+    ]
     lines += ["", f"p: Wilcoxon's test on log losses, by Holm for all {len(pairs)} pairs; above 0.05 it is a tie."]
     return [*lines, f"Told apart: {'; '.join(told_apart) or 'none'}."]
 
 
-def _better(chosen: list[str], blocks: np.ndarray, pair: tuple[int, int], p: float) -> str:
-    one = paired_comparison(blocks[:, pair[0]], blocks[:, pair[1]])
-    a, b = pair if one.effect < 0 else pair[::-1]
-    return f"{chosen[a]} better than {chosen[b]} (p = {p:.1g})"
+def _direction(one: PairedComparison) -> str:
+    return "better" if one.effect < 0 else "worse"
 
 
 def _verdict(one: PairedComparison, p: float) -> str:
-    verdict = "a tie" if p > 0.05 else "better" if one.effect < 0 else "worse"
+    verdict = "a tie" if p > 0.05 else _direction(one)
     return f"{verdict}, wins {one.wins} of {one.count}, p = {p:.1g}"
 
 

@@ -227,6 +227,7 @@ def test_an_enlarged_state_proposes_the_same():
     assert large.loss.shape == (64,)
     assert (tpe.holds(small), tpe.holds(large)) == (32, 64)
     full = TPE(5, capacity=32, max_capacity=64)
+    assert init(TPE(5, max_capacity=64), jax.random.key(0), PLANE).loss.size == 64
     assert full.enlarged(large) is large
     assert full.holds(large) > 10**6
     for number in range(6):
