@@ -169,15 +169,22 @@ def neighbour_gaps(points: Array, used: Array) -> jax.Array:
     return jnp.where(used[:, None], gaps, 0.0)
 
 
-def bandwidths(spec: CubeSpec, points: Array, used: Array, clip: Array | float) -> jax.Array:
+def bandwidths(spec: CubeSpec, points: Array, used: Array, clip: Array | float, spread: Array | float = 0.0) -> jax.Array:
     """The bandwidths ``f32[K, D]`` of a mixture of the points ``used``.
 
     Floats and integers: :func:`neighbour_gaps` (Bergstra et al. 2011, section 4.2) within ``clip / min(n + 2, 100)`` and 1
-    for ``n`` points, which is Watanabe's magic clipping (2023, section 3.3) with a factor; an integer also reaches half its
-    level. Choices: ``k / (k + n)`` for ``k`` labels, so that a few observations leave every label likely and many do not.
+    for ``n`` points, which is Watanabe's magic clipping (2023, section 3.3) with a factor, and no narrower than ``spread``
+    times Scott's rule, ``deviation * n^(-1 / (D + 4))`` (Scott, "Multivariate density estimation", 1992, eq. 6.42); an integer
+    also reaches half its level. Choices: ``k / (k + n)`` for ``k`` labels, so that a few observations leave every label likely
+    and many do not.
     """
     count = used.sum().astype(points.dtype)
-    width = jnp.clip(neighbour_gaps(points, used), clip / jnp.minimum(count + 2.0, _MOST_KERNELS), 1.0)
+    some = jnp.maximum(count, 1.0)
+    mean = jnp.where(used[:, None], points, 0.0).sum(0) / some
+    deviation = jnp.sqrt(jnp.where(used[:, None], (points - mean) ** 2, 0.0).sum(0) / some)
+    scott = deviation * some ** (-1.0 / (spec.num_dims + 4))
+    lowest = jnp.maximum(clip / jnp.minimum(count + 2.0, _MOST_KERNELS), spread * scott)
+    width = jnp.clip(neighbour_gaps(points, used), lowest, 1.0)
     if spec.is_float.all():
         return width
     low, high = _level_edges(spec, points)
@@ -255,7 +262,11 @@ class TPE:
         max_capacity: observations for which it grows, rounded up alike.
         quantile: share of good observations.
         prior_weight: weight of the uniform prior in ``l`` and ``g``, in observations.
+        equal_prior: give the prior the same share of ``g`` as of ``l``, so that their ratio is 1 where nothing was observed.
+            Else its share of ``g`` falls with the bad observations: the more there are, the more often a point is asked for
+            because it is far from all of them. A lane under way then weighs as much as a good observation.
         clip_good, clip_bad: factor on the lowest bandwidth, see :func:`bandwidths`.
+        spread: factor on Scott's rule, below which no bandwidth falls; 0 for none.
     """
 
     num_lanes: int = setting(static=True, low=1)
@@ -266,8 +277,10 @@ class TPE:
     max_capacity: int = setting(1024, static=True, low=4)
     quantile: float = setting(0.1, low=0.0, high=0.5)
     prior_weight: float = setting(1.0, low=0.01)
+    equal_prior: bool = setting(False, static=True, choices=(False, True))
     clip_good: float = setting(0.3, low=0.001)
     clip_bad: float = setting(1.0, low=0.001)
+    spread: float = setting(0.0, low=0.0)
 
     starts_afresh = True
 
@@ -332,17 +345,18 @@ class TPE:
         weight *= num_good / jnp.maximum(weight.sum(), _TINY)
         bad = (state.number >= 0) & ~jnp.zeros(state.number.shape, bool).at[top].set(good)
         num_bad = bad.sum(dtype=jnp.int32)
+        prior_bad = prior * jnp.maximum(num_bad / jnp.maximum(num_good, 1), 1.0) if self.equal_prior else prior
         best = state.points[top]
         return (
             Mixture(
-                kernels_at(spec, best, bandwidths(spec, best, good, self.clip_good)),
+                kernels_at(spec, best, bandwidths(spec, best, good, self.clip_good, self.spread)),
                 jnp.where(good, jnp.log(jnp.maximum(weight, _TINY)), -jnp.inf) - jnp.log(num_good + prior),
                 jnp.log(prior / (num_good + prior)),
             ),
             Mixture(
-                kernels_at(spec, state.points, bandwidths(spec, state.points, bad, self.clip_bad)),
-                jnp.where(bad, 0.0, -jnp.inf) - jnp.log(num_bad + prior),
-                jnp.log(prior / (num_bad + prior)),
+                kernels_at(spec, state.points, bandwidths(spec, state.points, bad, self.clip_bad, self.spread)),
+                jnp.where(bad, 0.0, -jnp.inf) - jnp.log(num_bad + prior_bad),
+                jnp.log(prior_bad / (num_bad + prior_bad)),
             ),
         )
 

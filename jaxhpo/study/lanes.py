@@ -10,6 +10,7 @@ may start in another order on each device, and then wait for each other for ever
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -118,21 +119,32 @@ def _estimate_shard(problem: Problem, row: Row) -> Outcome:
     return Outcome(metrics, ~row.idle, sound, steps, jnp.ones_like(steps), grad)
 
 
-def train_shard(problem: Problem, row: Row, state: Any) -> tuple[Any, Outcome]:
+def _set_lanes(plan: Plan, chosen: Array, one: Callable[[Any], Any], of: Any, into: Any) -> Any:
+    """``into`` with ``one(of)`` in the lanes ``chosen``, ``bool[W]``; ``of`` and ``into`` have leading size ``W``."""
+    if not plan.in_turn:
+        at_once = lambda into: _where(chosen, jax.vmap(one)(of), into)
+        return lax.cond(chosen.any(), at_once, lambda into: into, into)
+    order = jnp.argsort(~chosen, stable=True)
+
+    def next_one(i: Array, into: Any) -> Any:
+        at = order[i]
+        found = one(jax.tree.map(lambda x: x[at], of))
+        return jax.tree.map(lambda x, y: x.at[at].set(y), into, found)
+
+    return lax.fori_loop(0, chosen.sum(), next_one, into)
+
+
+def train_shard(plan: Plan, problem: Problem, row: Row, state: Any) -> tuple[Any, Outcome]:
     """One round of ``W`` lanes: begin where fresh, train but where one waits, score where due."""
     if problem.has_gradient:
         return state, _estimate_shard(problem, row)
     step_keys = jax.vmap(lambda row: init_and_step_keys(key_of(problem, row))[1])(row)
 
-    def begin(state: Any) -> Any:
-        started = jax.vmap(init_state, (None, 0))(problem, row)
-        return _where(row.fresh, started, state)
-
     def train(i: Array, state: Any) -> Any:
         keys = jax.vmap(jax.random.fold_in)(step_keys, row.steps + i)
         return jax.vmap(lambda key, v, s: problem.task.step(key, problem.hparams(v), s))(keys, row.values, state)
 
-    state = lax.cond(row.fresh.any(), begin, lambda state: state, state)
+    state = _set_lanes(plan, row.fresh, functools.partial(init_state, problem), row, state)
     trained = lax.fori_loop(0, problem.round_steps, train, state)
     state = lax.cond(row.waits.any(), lambda new, old: _where(row.waits, old, new), lambda new, old: new, trained, state)
     steps = row.steps + jnp.where(row.waits, 0, problem.round_steps)
@@ -140,11 +152,13 @@ def train_shard(problem: Problem, row: Row, state: Any) -> tuple[Any, Outcome]:
     sound = jax.vmap(has_no_nan)(state) if watched else jnp.ones(steps.shape, bool)
     over = ((steps >= row.due) | ~sound) & ~row.idle
 
-    def score(state: Any) -> dict[str, Any]:
-        return jax.vmap(lambda v, s: scalar_metrics(problem.task.evaluate(problem.hparams(v), s)))(row.values, state)
+    def score(lane: tuple[Sequence[Array], Any]) -> dict[str, Array]:
+        values, state = lane
+        return scalar_metrics(problem.task.evaluate(problem.hparams(values), state))
 
-    nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(score, state))
-    metrics = lax.cond(over.any(), score, lambda state: nothing, state)
+    shapes = jax.eval_shape(jax.vmap(score), (row.values, state))
+    nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+    metrics = _set_lanes(plan, over, score, (row.values, state), nothing)
     rounds = jnp.where(row.waits, 0, 1).astype(jnp.int32)
     return state, Outcome(metrics, over, sound, jnp.where(sound, steps, row.steps), rounds)
 
@@ -182,7 +196,7 @@ def in_shards(plan: Plan, shard: Callable[..., Any], shared: Any, *lanes: Any) -
 
 def train_round(problem: Problem, plan: Plan, row: Row, state: Any) -> tuple[Any, Outcome]:
     """One round of all ``P`` lanes; each device knows the states and the outcome of its own ones."""
-    return in_shards(plan, train_shard, problem, _known_everywhere(plan, row), state)
+    return in_shards(plan, functools.partial(train_shard, plan), problem, _known_everywhere(plan, row), state)
 
 
 def _known_everywhere(plan: Plan, tree: Any) -> Any:
@@ -282,13 +296,13 @@ def train_schedule(problem: Problem, plan: Plan, schedule: Schedule) -> tuple[Ou
             return _estimate_shard(problem, first), {}
 
         def one_round(i: Array, carry: tuple[Any, Outcome]) -> tuple[Any, Outcome]:
-            state, outcome = train_shard(problem, row_of(i), carry[0])
+            state, outcome = train_shard(plan, problem, row_of(i), carry[0])
             sound = outcome.sound & carry[1].sound
             steps = jnp.where(sound, outcome.steps, carry[1].steps)
             return state, Outcome(outcome.metrics, outcome.over, sound, steps, outcome.rounds)
 
         states = jax.vmap(init_state, (None, 0))(problem, first)
-        nothing = jax.eval_shape(train_shard, problem, first, states)[1]
+        nothing = jax.eval_shape(functools.partial(train_shard, plan), problem, first, states)[1]
         start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), nothing)
         start = dataclasses.replace(start, sound=jnp.ones_like(first.fresh))
         state, outcome = lax.fori_loop(0, rounds, one_round, (states, start))

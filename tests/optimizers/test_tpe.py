@@ -143,6 +143,18 @@ def test_gaps_and_bandwidths():
     np.testing.assert_allclose(widths(spec, points, used, 0.5)[:3], [[0.4, 0.5], [0.4, 0.5], [0.3, 0.5]], atol=1e-6)
 
 
+def test_no_bandwidth_falls_below_scotts_rule():
+    """100 normal points of deviation 0.1 in three dimensions: neighbours lie near, Scott's rule gives 0.1 * 100^(-1 / 7)."""
+    points = np.clip(np.random.default_rng(5).normal(0.5, 0.1, (128, 3)), 0, 1).astype(np.float32)
+    used, spec = np.arange(128) < 100, CubeSpec.floats(3)
+    scott = 0.6 * points[:100].std(0) * 100 ** (-1 / 7)
+    assert (np.abs(scott - 0.6 * 0.1 * 0.518) < 0.01).all()
+    found = widths(spec, points, used, 0.5, 0.6)[:100]
+    np.testing.assert_allclose(found, np.maximum(np.maximum(gaps(points, used)[:100], 0.005), scott), rtol=1e-4)
+    assert (np.isclose(found, scott, rtol=1e-4).mean(0) > 0.8).all()
+    np.testing.assert_array_equal(widths(spec, points, used, 0.5, 0.0), widths(spec, points, used, 0.5))
+
+
 def test_gaps_are_those_of_a_stable_sort():
     """At every size of table, with points at both bounds, levels that many share, and rows that are free."""
     rng = np.random.default_rng(4)
@@ -194,6 +206,24 @@ def test_the_best_are_good_by_rank_and_failures_never():
         others = np.setdiff1d(np.arange(100), best)
         np.testing.assert_array_equal(np.isfinite(bad.log_weight), np.isin(np.arange(bad.log_weight.size), others))
         np.testing.assert_allclose(np.exp(bad.log_weight).sum() + np.exp(bad.log_prior), 1.0, rtol=1e-5)
+
+
+def test_an_equal_prior_makes_the_ratio_one_where_nothing_was_observed():
+    """200 observations around the middle, 20 of them good: in a far corner l and g are their priors."""
+    rng, corner = np.random.default_rng(6), jnp.asarray([[0.02, 0.98]])
+    cube = np.clip(rng.normal(0.5, 0.05, (200, 2)), 0, 1).astype(np.float32)
+    loss = ((cube - 0.5) ** 2).sum(1)
+    for equal, expected in ((False, 181 / 21), (True, 1.0)):
+        tpe = TPE(20, num_initial=1, equal_prior=equal)
+        state = init(tpe, jax.random.key(0), PLANE)
+        for part in np.arange(200).reshape(10, 20):
+            state = told(tpe, state, cube[part], loss[part])
+        good, bad = densities(tpe, state)
+        ratio = np.exp(density(PLANE, good, corner) - density(PLANE, bad, corner))
+        np.testing.assert_allclose(ratio, expected, rtol=1e-3)
+        np.testing.assert_allclose(np.exp(bad.log_weight).sum() + np.exp(bad.log_prior), 1.0, rtol=1e-5)
+        middle = jnp.full((1, 2), 0.5)
+        assert density(PLANE, good, middle) > density(PLANE, bad, middle)
 
 
 def test_a_full_table_keeps_the_best_and_the_newest_others():

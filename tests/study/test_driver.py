@@ -12,6 +12,7 @@ import pytest
 import jaxhpo as jh
 from jaxhpo.optimizers.registry import ENTRIES, example
 from jaxhpo.study import engines
+from jaxhpo.study.lanes import train_round, whole_training
 from jaxhpo.study.limits import Limits
 from jaxhpo.study.loop import first_carry, run_round
 from jaxhpo.study.problem import Plan, make_plan, make_problem
@@ -139,6 +140,42 @@ def test_default_shards_of_trainings_are_narrow_and_even(lanes, devices, width, 
     assert plan.padded_lanes == plan.width * plan.shards_per_device * plan.num_devices
     wide = make_plan(lanes, 2, None, devices, training=False)
     assert wide.shards_per_device == 1
+    assert (plan.in_turn, wide.in_turn) == (True, False)
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_a_shard_scores_the_lanes_that_are_due(in_turn):
+    """Of four lanes one is due and one diverges: on a CPU nobody else is evaluated, and nobody else has metrics."""
+    evaluated = []
+
+    def evaluate(hparams, state):
+        jax.debug.callback(lambda x: evaluated.append(float(x)), state["w"])
+        return {"loss": state["w"]}
+
+    task = jh.Task(
+        lambda key, hparams: {"w": 0.0 * hparams["lr"]}, lambda key, hparams, s: {"w": s["w"] + hparams["lr"]}, evaluate
+    )
+    space = jh.Space({"lr": jh.Float(0.0, 1.0)})
+    problem = make_problem(
+        jh.Training(task, 20, 10),
+        space,
+        jh.RandomSearch(4),
+        key=jax.random.key(0),
+        limits=Limits(8),
+        metric=None,
+        maximize=False,
+    )
+    rates = jnp.asarray([0.1, 0.2, jnp.nan, 0.4])
+    row = dataclasses.replace(whole_training([rates], jnp.arange(4), 20), due=jnp.asarray([20, 10, 20, 20]))
+    garbage = {"w": jnp.full(4, 7.0)}
+    evaluated.clear()
+    plan = Plan(4, 4, None, in_turn=in_turn)
+    state, outcome = jax.jit(lambda r, s: train_round(problem, plan, r, s))(row, garbage)
+    jax.effects_barrier()
+    np.testing.assert_allclose(state["w"], [1.0, 2.0, np.nan, 4.0], rtol=1e-5)
+    np.testing.assert_array_equal(outcome.over, [False, True, True, False])
+    np.testing.assert_allclose(outcome.metrics["loss"], [np.nan, 2.0, np.nan, np.nan], rtol=1e-5)
+    assert len(evaluated) == (2 if in_turn else 4)
 
 
 def test_pure_study_equals_minimize_and_vmaps_over_keys():
@@ -277,7 +314,7 @@ def _watch_programs(monkeypatch):
 
 
 def test_training_exchanges_nothing_between_devices():
-    from jaxhpo.study.lanes import init_state, train_round, whole_training
+    from jaxhpo.study.lanes import init_state
 
     training = sgd()
     space = jh.Space({"lr": jh.Float(0.01, 0.4)})
