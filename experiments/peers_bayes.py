@@ -419,14 +419,16 @@ def run_hyperoptax(objective: Objective, evaluations: int) -> None:
         state = tell(state, jax.random.fold_in(key, 2 * i + 1), jnp.asarray(loss, jnp.float32), jnp.asarray(point)[None])
 
 
-SMOOTH = {"equal_prior": True, "spread": 1.0, "clip_good": 1.0}
-"""The settings of TPE for noisy trainings."""
 Runner = Callable[[Objective, int], None]
 METHODS: dict[str, tuple[str, str, Runner]] = {
     "bayesopt": ("jaxhpo BayesOpt", "jaxhpo", functools.partial(run_ours, "BayesOpt")),
     "bayesopt-noisy": ("jaxhpo BayesOpt, noisy EI", "jaxhpo", functools.partial(run_ours, "BayesOpt", acquisition="noisy_ei")),
     "tpe": ("jaxhpo TPE", "jaxhpo", functools.partial(run_ours, "TPE")),
-    "tpe-smooth": ("jaxhpo TPE, smooth", "jaxhpo", functools.partial(run_ours, "TPE", **SMOOTH)),
+    "tpe-smooth": (
+        "jaxhpo TPE, smooth",
+        "jaxhpo",
+        functools.partial(run_ours, "TPE", equal_prior=True, spread=1.0, clip_good=1.0),
+    ),
     "optuna-tpe": ("Optuna TPE", "optuna", functools.partial(run_optuna, "TPESampler")),
     "optuna-gp": ("Optuna GP", "optuna", functools.partial(run_optuna, "GPSampler")),
     "botorch": ("BoTorch", "botorch", run_botorch),

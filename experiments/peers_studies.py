@@ -13,6 +13,7 @@ once, and may spend the training steps of ``--trainings`` full trainings. The pe
     asha-pso         ours: ``ASHA(PSO)`` on 16 lanes
     asha-tpe         ours: ``ASHA(TPE)`` on 4 lanes, two a core: few, so that each proposal knows of most others
     asha-tpe-16      the same on 16 lanes
+    asha-tpe-plain   on 4 lanes, with the densities that are TPE's default
     bayesopt         ours: ``BayesOpt`` on 8 lanes, as many trainings as ``optuna-gp``
 
 Every study runs in a process of its own, without a compile cache, one after the other in turns. The target of a seed is the
@@ -205,15 +206,20 @@ def plain(hparams: Any) -> dict[str, Any]:
     return {name: np.asarray(x).item() for name, x in hparams.items()}
 
 
-def asha_tpe(num_lanes: int) -> Any:
-    """As many candidates as Optuna draws; more initial points, since most trials are stopped early; smooth densities."""
-    return jh.ASHA(jh.TPE(num_lanes, num_initial=24, num_candidates=24, equal_prior=True, spread=1.0, clip_good=1.0))
+SMOOTH = {"equal_prior": True, "spread": 1.0, "clip_good": 1.0}
+"""Densities of TPE for noisy trainings."""
+
+
+def asha_tpe(num_lanes: int, **densities: Any) -> Any:
+    """As many candidates as Optuna draws; more initial points, since most trials are stopped early."""
+    return jh.ASHA(jh.TPE(num_lanes, num_initial=24, num_candidates=24, **densities))
 
 
 OURS: dict[str, Callable[[], Any]] = {
     "asha-pso": lambda: jh.ASHA(jh.PSO(num_lanes=16)),
-    "asha-tpe": lambda: asha_tpe(4),
-    "asha-tpe-16": lambda: asha_tpe(16),
+    "asha-tpe": lambda: asha_tpe(4, **SMOOTH),
+    "asha-tpe-16": lambda: asha_tpe(16, **SMOOTH),
+    "asha-tpe-plain": lambda: asha_tpe(4),
     "bayesopt": lambda: jh.BayesOpt(num_lanes=8),
 }
 

@@ -249,6 +249,11 @@ class TPE:
     in the same update, count as bad, with 0.3 of the mean bandwidth of the good. In spaces without floats no point is asked
     for again after the initial design while there are others.
 
+    The defaults are for losses that change smoothly over the space. Losses of single trainings are noisy: there narrow
+    densities creep from one lucky point to the next, and after some hundred trials many points are asked for only because
+    they are far from all others. For many single trainings, as within ``ASHA``, take
+    ``equal_prior=True, spread=1.0, clip_good=1.0``.
+
     A table of fixed size holds the observations. ``minimize`` and ``pure_study`` make it as large as they need, twice as
     large each time, up to ``max_capacity``; in a loop of your own call ``state = optimizer.enlarged(state)`` between updates
     when ``optimizer.holds(state)`` is reached. Where it is full, new observations take the place of the oldest bad ones.
