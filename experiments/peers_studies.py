@@ -49,6 +49,7 @@ from typing import Any
 import numpy as np
 
 import jaxhpo as jh
+from experiments.peers_bayes import WIDE
 from experiments.ranks import HIGHER_IS_BETTER, PROBLEMS
 from jaxhpo.analysis.format import interval, number
 from jaxhpo.analysis.statistics import mean_interval, paired_comparison
@@ -206,10 +207,6 @@ def plain(hparams: Any) -> dict[str, Any]:
     return {name: np.asarray(x).item() for name, x in hparams.items()}
 
 
-SMOOTH = {"equal_prior": True, "spread": 1.0, "clip_good": 1.0}
-"""Densities of TPE for noisy trainings."""
-
-
 def asha_tpe(num_lanes: int, **densities: Any) -> Any:
     """As many candidates as Optuna draws; more initial points, since most trials are stopped early."""
     return jh.ASHA(jh.TPE(num_lanes, num_initial=24, num_candidates=24, **densities))
@@ -217,8 +214,8 @@ def asha_tpe(num_lanes: int, **densities: Any) -> Any:
 
 OURS: dict[str, Callable[[], Any]] = {
     "asha-pso": lambda: jh.ASHA(jh.PSO(num_lanes=16)),
-    "asha-tpe": lambda: asha_tpe(4, **SMOOTH),
-    "asha-tpe-16": lambda: asha_tpe(16, **SMOOTH),
+    "asha-tpe": lambda: asha_tpe(4, **WIDE),
+    "asha-tpe-16": lambda: asha_tpe(16, **WIDE),
     "asha-tpe-plain": lambda: asha_tpe(4),
     "bayesopt": lambda: jh.BayesOpt(num_lanes=8),
 }

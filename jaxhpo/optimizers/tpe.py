@@ -169,21 +169,22 @@ def neighbour_gaps(points: Array, used: Array) -> jax.Array:
     return jnp.where(used[:, None], gaps, 0.0)
 
 
-def bandwidths(spec: CubeSpec, points: Array, used: Array, clip: Array | float, spread: Array | float = 0.0) -> jax.Array:
-    """The bandwidths ``f32[K, D]`` of a mixture of the points ``used``.
+def bandwidths(spec: CubeSpec, points: Array, used: Array, clip: Array | float, scott_factor: Array | float = 0.0) -> jax.Array:
+    """The bandwidths ``f32[K, D]`` of a mixture of the points ``f32[K, D]`` that are ``used``, ``bool[K]``.
 
     Floats and integers: :func:`neighbour_gaps` (Bergstra et al. 2011, section 4.2) within ``clip / min(n + 2, 100)`` and 1
-    for ``n`` points, which is Watanabe's magic clipping (2023, section 3.3) with a factor, and no narrower than ``spread``
-    times Scott's rule, ``deviation * n^(-1 / (D + 4))`` (Scott, "Multivariate density estimation", 1992, eq. 6.42); an integer
-    also reaches half its level. Choices: ``k / (k + n)`` for ``k`` labels, so that a few observations leave every label likely
-    and many do not.
+    for ``n`` points, which is Watanabe's magic clipping (2023, section 3.3) with a factor, and at least
+    ``scott_factor`` times Scott's rule, ``deviation * n^(-1 / (D + 4))`` ("Multivariate density estimation", Wiley, 1992,
+    section 6.3), with the deviation of the points in the cube, unweighted, and D of all dimensions; an integer also reaches
+    half its level. Choices: ``k / (k + n)`` for ``k`` labels, so that a few observations leave every label likely and many do
+    not.
     """
     count = used.sum().astype(points.dtype)
     some = jnp.maximum(count, 1.0)
     mean = jnp.where(used[:, None], points, 0.0).sum(0) / some
     deviation = jnp.sqrt(jnp.where(used[:, None], (points - mean) ** 2, 0.0).sum(0) / some)
     scott = deviation * some ** (-1.0 / (spec.num_dims + 4))
-    lowest = jnp.maximum(clip / jnp.minimum(count + 2.0, _MOST_KERNELS), spread * scott)
+    lowest = jnp.maximum(clip / jnp.minimum(count + 2.0, _MOST_KERNELS), scott_factor * scott)
     width = jnp.clip(neighbour_gaps(points, used), lowest, 1.0)
     if spec.is_float.all():
         return width
@@ -252,7 +253,7 @@ class TPE:
     The defaults are for losses that change smoothly over the space. Losses of single trainings are noisy: there narrow
     densities creep from one lucky point to the next, and after some hundred trials many points are asked for only because
     they are far from all others. For many single trainings, as within ``ASHA``, take
-    ``equal_prior=True, spread=1.0, clip_good=1.0``.
+    ``equal_prior=True, scott_factor=1.0, clip_good=1.0``.
 
     A table of fixed size holds the observations. ``minimize`` and ``pure_study`` make it as large as they need, twice as
     large each time, up to ``max_capacity``; in a loop of your own call ``state = optimizer.enlarged(state)`` between updates
@@ -267,11 +268,12 @@ class TPE:
         max_capacity: observations for which it grows, rounded up alike.
         quantile: share of good observations.
         prior_weight: weight of the uniform prior in ``l`` and ``g``, in observations.
-        equal_prior: give the prior the same share of ``g`` as of ``l``, so that their ratio is 1 where nothing was observed.
-            Else its share of ``g`` falls with the bad observations: the more there are, the more often a point is asked for
-            because it is far from all of them. A lane under way then weighs as much as a good observation.
-        clip_good, clip_bad: factor on the lowest bandwidth, see :func:`bandwidths`.
-        spread: factor on Scott's rule, below which no bandwidth falls; 0 for none.
+        equal_prior: once there are good and bad observations, give the prior the same share of ``g`` as of ``l``, so that
+            their ratio is 1 where nothing was observed, and let a lane under way weigh as much in ``g`` as a good observation
+            in ``l``. Without, the prior's share of ``g`` falls with the bad observations: the more there are, the more often
+            a point is asked for because it is far from all of them.
+        clip_good, clip_bad: factor on the lowest bandwidth of floats and integers, see :func:`bandwidths`.
+        scott_factor: their lowest bandwidth in units of Scott's rule, in ``l`` and ``g``; 0 for none.
     """
 
     num_lanes: int = setting(static=True, low=1)
@@ -285,7 +287,7 @@ class TPE:
     equal_prior: bool = setting(False, static=True, choices=(False, True))
     clip_good: float = setting(0.3, low=0.001)
     clip_bad: float = setting(1.0, low=0.001)
-    spread: float = setting(0.0, low=0.0)
+    scott_factor: float = setting(0.0, low=0.0)
 
     starts_afresh = True
 
@@ -350,16 +352,18 @@ class TPE:
         weight *= num_good / jnp.maximum(weight.sum(), _TINY)
         bad = (state.number >= 0) & ~jnp.zeros(state.number.shape, bool).at[top].set(good)
         num_bad = bad.sum(dtype=jnp.int32)
-        prior_bad = prior * jnp.maximum(num_bad / jnp.maximum(num_good, 1), 1.0) if self.equal_prior else prior
+        prior_bad = prior * jnp.where(
+            (num_good > 0) & self.equal_prior, jnp.maximum(num_bad, 1) / jnp.maximum(num_good, 1), 1.0
+        )
         best = state.points[top]
         return (
             Mixture(
-                kernels_at(spec, best, bandwidths(spec, best, good, self.clip_good, self.spread)),
+                kernels_at(spec, best, bandwidths(spec, best, good, self.clip_good, self.scott_factor)),
                 jnp.where(good, jnp.log(jnp.maximum(weight, _TINY)), -jnp.inf) - jnp.log(num_good + prior),
                 jnp.log(prior / (num_good + prior)),
             ),
             Mixture(
-                kernels_at(spec, state.points, bandwidths(spec, state.points, bad, self.clip_bad, self.spread)),
+                kernels_at(spec, state.points, bandwidths(spec, state.points, bad, self.clip_bad, self.scott_factor)),
                 jnp.where(bad, 0.0, -jnp.inf) - jnp.log(num_bad + prior_bad),
                 jnp.log(prior_bad / (num_bad + prior_bad)),
             ),
@@ -391,7 +395,7 @@ class TPE:
         share = jnp.exp(good.log_weight)
         width = (share[:, None] * good.kernels.bandwidth).sum(0) / jnp.maximum(share.sum(), _TINY)
         width = _LANE_SHARE * jnp.broadcast_to(jnp.where(share.sum() > 0, width, 1.0), state.cube.shape)
-        one = jnp.broadcast_to(bad.log_prior - jnp.log(self.prior_weight), self.num_lanes)  # weight of an observation
+        one = jnp.broadcast_to(bad.log_prior - jnp.log(self.prior_weight), self.num_lanes)  # see ``equal_prior``
 
         def refill(carry: tuple[Kernels, Array], number: Array) -> tuple[tuple[Kernels, Array], None]:
             lanes, occupied = carry

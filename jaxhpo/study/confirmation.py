@@ -14,7 +14,7 @@ import scipy.stats
 
 from jaxhpo.errors import JaxhpoError
 from jaxhpo.study import record as records
-from jaxhpo.study.driver import Study, problem_of, reopen
+from jaxhpo.study.driver import Study, problem_of, reopen, trains
 from jaxhpo.study.engines import programs_of
 from jaxhpo.study.lineage import facts_of, lineage, schedule_of, with_static, without_gradient
 from jaxhpo.study.problem import CONFIRM_STREAM, Problem, make_plan
@@ -72,7 +72,7 @@ def _on_fresh_seeds(
     fresh = dataclasses.replace(fresh, key=jax.random.fold_in(problem.key, CONFIRM_STREAM), num_seeds=1, seeds_at_once=1)
     seeds = jnp.arange(num_seeds, dtype=jnp.int32)
     schedule = schedule_of(fresh, lineage(facts, row["number"]), seeds, num_seeds, seeds)
-    plan = make_plan(num_seeds, study.space.num_dims, None, study.devices)
+    plan = make_plan(num_seeds, study.space.num_dims, None, study.devices, trains(study))
     outcome, test = jax.device_get(programs_of(plan).schedule(fresh, schedule))
 
     def listed(metrics: dict[str, np.ndarray]) -> dict[str, list[float | None]]:

@@ -187,15 +187,19 @@ def problem_of(study: Study) -> Problem:
     )
 
 
+def trains(study: Study) -> bool:
+    """Whether a trial is a training of steps, and not one call of a loss."""
+    return isinstance(study.objective, Training) or is_estimator(study.objective)
+
+
 def plan_of(study: Study, folder: Path | None = None) -> Plan:
     """The lanes of a study on this machine's devices; shards as wide as recorded in ``folder``."""
     width = study.shard_width
     if folder is not None and width is None:
         width = records.recorded_facts(folder)["identity"]["shard_width"]
-    training = isinstance(study.objective, Training) or is_estimator(study.objective)
     groups = math.prod(len(slot.options) for slot in study.space.static_slots)
     at_once = study.seeding.at_once
-    return make_plan(study.optimizer.num_lanes, study.space.num_dims, width, study.devices, training, at_once, groups)
+    return make_plan(study.optimizer.num_lanes, study.space.num_dims, width, study.devices, trains(study), at_once, groups)
 
 
 def make_engine(study: Study, problem: Problem, plan: Plan) -> Engine:

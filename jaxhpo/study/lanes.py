@@ -121,7 +121,7 @@ def _estimate_shard(problem: Problem, row: Row) -> Outcome:
 
 def _set_lanes(plan: Plan, chosen: Array, one: Callable[[Any], Any], of: Any, into: Any) -> Any:
     """``into`` with ``one(of)`` in the lanes ``chosen``, ``bool[W]``; ``of`` and ``into`` have leading size ``W``."""
-    if not plan.in_turn:
+    if not plan.lanes_in_turn:
         at_once = lambda into: _where(chosen, jax.vmap(one)(of), into)
         return lax.cond(chosen.any(), at_once, lambda into: into, into)
     order = jnp.argsort(~chosen, stable=True)

@@ -283,7 +283,9 @@ def run_round(problem: Problem, plan: Plan, carry: Carry) -> tuple[Carry, Trials
     # A padding lane takes over from itself: its state is nobody's.
     own = jnp.arange(plan.num_trainings, plan.padded_lanes, dtype=source.dtype)
     state = take_over(plan, jnp.concatenate([source, own]), carry.train_state)
-    state, outcome = train_round(problem, plan, pad(plan, rows), state)
+    rows = pad(plan, rows)
+    rows = dataclasses.replace(rows, idle=rows.idle | (jnp.arange(plan.padded_lanes) >= plan.num_trainings))
+    state, outcome = train_round(problem, plan, rows, state)
     return learn(problem, carry, turn, row, unpad(plan, whole_everywhere(plan, outcome)), state)
 
 

@@ -122,7 +122,8 @@ class Plan:
         width: ``W``, lanes to a shard: the width that is compiled, on which the bits depend.
         mesh: devices along one axis ``lanes``; None to run where the caller runs.
         max_rounds: rounds that fit the output buffers of one chunk.
-        in_turn: a shard begins and scores its lanes one after the other, only those that do; else all where one does.
+        lanes_in_turn: a shard begins and scores its lanes one after the other, only those that begin or are due; else all
+            of them where one does.
     """
 
     num_lanes: int
@@ -130,7 +131,7 @@ class Plan:
     mesh: jax.sharding.Mesh | None
     max_rounds: int = 1
     seeds_at_once: int = 1
-    in_turn: bool = False
+    lanes_in_turn: bool = False
 
     @property
     def num_trainings(self) -> int:
@@ -169,8 +170,8 @@ def make_plan(
 
     The default width is lanes / devices. On a CPU, where a wide batch of trainings runs at the speed of memory, a
     device's lanes are cut further, evenly, into shards of at most ``CPU_WIDTH`` that run in turn. Lanes of ``num_groups``
-    static combinations train group by group, in shards of their share of the lanes. Where a core is busy with one lane,
-    a shard of trainings begins and scores them in turn.
+    static combinations train group by group, in shards of their share of the lanes. On a CPU a shard of trainings
+    begins and scores its lanes one after the other, for one lane keeps a core busy.
     """
     lanes, num_lanes = num_lanes, num_lanes * seeds_at_once
     local = jax.local_devices()
@@ -179,15 +180,15 @@ def make_plan(
     if width is not None and width < 1:
         raise JaxhpoError(f"shard_width = {width}: must be at least 1")
     used = min(devices or len(local), num_lanes)
-    in_turn = training and local[0].platform == "cpu"
+    lanes_in_turn = training and local[0].platform == "cpu"
     if width is None:
         width = -(-num_lanes // (used * num_groups))
-        if in_turn:
+        if lanes_in_turn:
             width = -(-width // -(-width // CPU_WIDTH))
     used = min(used, -(-num_lanes // width))
     mesh = jax.make_mesh((used,), ("lanes",), devices=local[:used], axis_types=(jax.sharding.AxisType.Auto,))
     rounds = 2**22 // (num_lanes * (num_dims + 16))
-    return Plan(lanes, width, mesh, max(1, min(rounds, 256)), seeds_at_once, in_turn)
+    return Plan(lanes, width, mesh, max(1, min(rounds, 256)), seeds_at_once, lanes_in_turn)
 
 
 _NEEDS_VALUES = (

@@ -42,7 +42,7 @@ def batch_plan(space: Space, plan: Plan) -> Plan:
     """A batch: a combination's share of the lanes in whole shards. Devices do not matter: with it goes the order of batches."""
     groups = math.prod(len(slot.options) for slot in space.static_slots)
     share = max(-(-plan.num_trainings // groups), plan.seeds_at_once)
-    return Plan(-(-share // plan.width) * plan.width, plan.width, plan.mesh, in_turn=plan.in_turn)
+    return Plan(-(-share // plan.width) * plan.width, plan.width, plan.mesh, lanes_in_turn=plan.lanes_in_turn)
 
 
 def _train(problem: Problem, plan: Plan, size: int, row: Row, data: Array) -> tuple[Array, Outcome]:

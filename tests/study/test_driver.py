@@ -140,42 +140,55 @@ def test_default_shards_of_trainings_are_narrow_and_even(lanes, devices, width, 
     assert plan.padded_lanes == plan.width * plan.shards_per_device * plan.num_devices
     wide = make_plan(lanes, 2, None, devices, training=False)
     assert wide.shards_per_device == 1
-    assert (plan.in_turn, wide.in_turn) == (True, False)
+    assert (plan.lanes_in_turn, wide.lanes_in_turn) == (True, False)
 
 
 @pytest.mark.parametrize("in_turn", [False, True])
-def test_a_shard_scores_the_lanes_that_are_due(in_turn):
-    """Of four lanes one is due and one diverges: on a CPU nobody else is evaluated, and nobody else has metrics."""
-    evaluated = []
+def test_a_shard_begins_and_scores_the_lanes_that_need_it(in_turn):
+    """Six lanes: two begin, of which one is due and one diverges; four go on, of which one is due, one waits, one is idle.
+
+    In turn, nobody else is begun or evaluated. States hold a typed key.
+    """
+    begun, evaluated = [], []
+
+    def init(key, hparams):
+        jax.debug.callback(lambda x: begun.append(float(x)), hparams["lr"])
+        return {"w": 0.0 * hparams["lr"], "key": key}
 
     def evaluate(hparams, state):
         jax.debug.callback(lambda x: evaluated.append(float(x)), state["w"])
         return {"loss": state["w"]}
 
-    task = jh.Task(
-        lambda key, hparams: {"w": 0.0 * hparams["lr"]}, lambda key, hparams, s: {"w": s["w"] + hparams["lr"]}, evaluate
-    )
+    task = jh.Task(init, lambda key, hparams, s: s | {"w": s["w"] + hparams["lr"]}, evaluate)
     space = jh.Space({"lr": jh.Float(0.0, 1.0)})
-    problem = make_problem(
-        jh.Training(task, 20, 10),
-        space,
-        jh.RandomSearch(4),
-        key=jax.random.key(0),
-        limits=Limits(8),
-        metric=None,
-        maximize=False,
+    optimizer, key = jh.RandomSearch(6), jax.random.key(0)
+    problem = make_problem(jh.Training(task, 40, 10), space, optimizer, key=key, limits=Limits(8), metric=None, maximize=False)
+    flags = lambda *lanes: jnp.isin(jnp.arange(6), jnp.asarray(lanes))
+    rates = jnp.asarray([0.1, jnp.nan, 0.2, 0.3, 0.4, 0.5])
+    row = dataclasses.replace(
+        whole_training([rates], jnp.arange(6), 40),
+        fresh=flags(0, 1),
+        steps=jnp.where(flags(0, 1), 0, 10),
+        due=jnp.asarray([10, 40, 20, 10, 20, 30]),
+        waits=flags(3),
+        idle=flags(4),
     )
-    rates = jnp.asarray([0.1, 0.2, jnp.nan, 0.4])
-    row = dataclasses.replace(whole_training([rates], jnp.arange(4), 20), due=jnp.asarray([20, 10, 20, 20]))
-    garbage = {"w": jnp.full(4, 7.0)}
+    before = {"w": jnp.arange(6.0) + 10.0, "key": jax.random.split(key, 6)}
+    begun.clear()
     evaluated.clear()
-    plan = Plan(4, 4, None, in_turn=in_turn)
-    state, outcome = jax.jit(lambda r, s: train_round(problem, plan, r, s))(row, garbage)
+    plan = Plan(6, 6, None, lanes_in_turn=in_turn)
+    state, outcome = jax.jit(lambda r, s: train_round(problem, plan, r, s))(row, before)
     jax.effects_barrier()
-    np.testing.assert_allclose(state["w"], [1.0, 2.0, np.nan, 4.0], rtol=1e-5)
-    np.testing.assert_array_equal(outcome.over, [False, True, True, False])
-    np.testing.assert_allclose(outcome.metrics["loss"], [np.nan, 2.0, np.nan, np.nan], rtol=1e-5)
-    assert len(evaluated) == (2 if in_turn else 4)
+    np.testing.assert_allclose(state["w"], [1.0, np.nan, 14.0, 13.0, 18.0, 20.0], rtol=1e-5)
+    kept = np.asarray((jax.random.key_data(state["key"]) == jax.random.key_data(before["key"])).all(1))
+    np.testing.assert_array_equal(kept, [False, False, True, True, True, True])
+    np.testing.assert_array_equal(outcome.over, [True, True, True, True, False, False])
+    np.testing.assert_allclose(outcome.metrics["loss"], [1.0, np.nan, 14.0, 13.0, np.nan, np.nan], rtol=1e-5)
+    if in_turn:
+        np.testing.assert_allclose(sorted(begun), sorted(rates[:2].tolist()), rtol=1e-5)
+        np.testing.assert_allclose(evaluated, [1.0, np.nan, 14.0, 13.0], rtol=1e-5)
+    else:
+        assert (len(begun), len(evaluated)) == (6, 6)
 
 
 def test_pure_study_equals_minimize_and_vmaps_over_keys():
