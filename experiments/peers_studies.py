@@ -22,8 +22,8 @@ times the steps to reach it, but their winners and the time of their whole searc
 without and with compilation. Winners are trained again on the same fresh seeds. The steps of a trial of ours are charged when
 it ends: at equal steps those under way, one a lane at most, are not.
 
-The settings of ``asha-tpe`` were chosen on these problems and on news with seeds below 50; the peers have their defaults.
-Hence the first seed told is 50.
+The settings of ``asha-tpe`` were chosen on these problems, tumours, mixer and news with seeds below 50; the peers have their
+defaults. Hence the first seed told is 50.
 
 ``--again`` tells of everyone's second study instead: a study of another seed fills a compile cache before those that count.
 """

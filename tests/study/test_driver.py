@@ -185,7 +185,7 @@ def test_a_shard_begins_and_scores_the_lanes_that_need_it(in_turn):
     np.testing.assert_array_equal(outcome.over, [True, True, True, True, False, False])
     np.testing.assert_allclose(outcome.metrics["loss"], [1.0, np.nan, 14.0, 13.0, np.nan, np.nan], rtol=1e-5)
     if in_turn:
-        np.testing.assert_allclose(sorted(begun), sorted(rates[:2].tolist()), rtol=1e-5)
+        np.testing.assert_allclose(np.sort(begun), np.sort(rates[:2]), rtol=1e-5)
         np.testing.assert_allclose(evaluated, [1.0, np.nan, 14.0, 13.0], rtol=1e-5)
     else:
         assert (len(begun), len(evaluated)) == (6, 6)
