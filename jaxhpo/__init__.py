@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )
     from jaxhpo.core import FULL, CubeSpec, Feedback, Kind, Optimizer, Query, problems_of, pytree_dataclass, setting
     from jaxhpo.errors import JaxhpoError
-    from jaxhpo.fidelity import ASHA, PB2, PBT, Hyperband, MedianStopping, SuccessiveHalving
+    from jaxhpo.fidelity import ASHA, PB2, PBT, Hyperband, MedianStopping, PredictiveStopping, SuccessiveHalving
     from jaxhpo.optimizers import (
         CMAES,
         PSO,
@@ -57,7 +57,9 @@ _HOMES = {
         ("FULL", "CubeSpec", "Feedback", "Kind", "Optimizer", "Query", "problems_of", "pytree_dataclass", "setting"), "core"
     ),
     "JaxhpoError": "errors",
-    **dict.fromkeys(("ASHA", "PB2", "PBT", "Hyperband", "MedianStopping", "SuccessiveHalving"), "fidelity"),
+    **dict.fromkeys(
+        ("ASHA", "PB2", "PBT", "Hyperband", "MedianStopping", "PredictiveStopping", "SuccessiveHalving"), "fidelity"
+    ),
     **dict.fromkeys(
         (
             "BayesOpt",
@@ -108,6 +110,7 @@ __all__ = [
     "LocalSearch",
     "MedianStopping",
     "Optimizer",
+    "PredictiveStopping",
     "Progress",
     "Query",
     "RandomSearch",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from jaxhpo.fidelity.median_stopping import MedianStopping
     from jaxhpo.fidelity.pb2 import PB2
     from jaxhpo.fidelity.pbt import PBT
+    from jaxhpo.fidelity.predictive_stopping import PredictiveStopping
     from jaxhpo.fidelity.successive_halving import SuccessiveHalving
 
 _HOMES = {
@@ -19,6 +20,7 @@ _HOMES = {
     "MedianStopping": "median_stopping",
     "PB2": "pb2",
     "PBT": "pbt",
+    "PredictiveStopping": "predictive_stopping",
     "SuccessiveHalving": "successive_halving",
 }
 
@@ -28,6 +30,7 @@ __all__ = [
     "PBT",
     "Hyperband",
     "MedianStopping",
+    "PredictiveStopping",
     "SuccessiveHalving",
 ]
 

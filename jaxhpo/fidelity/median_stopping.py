@@ -17,18 +17,10 @@ import jax.numpy as jnp
 from jaxhpo.core import FRESH, Array, CubeSpec, Feedback, Optimizer, Query, pytree_dataclass, setting
 from jaxhpo.errors import JaxhpoError
 from jaxhpo.fidelity.inner import check_inner, fitted_inner, lifted, tell
-from jaxhpo.fidelity.rungs import (
-    check_budgets,
-    check_training,
-    due_steps,
-    given_rungs,
-    in_whole_rounds,
-    rungs_below,
-)
+from jaxhpo.fidelity.rungs import check_budgets, check_training, due_steps, even_rungs
 from jaxhpo.fidelity.table import empty_table, enlarged_both, entered, holds_both, rank_and_count
 
 _NAME = "MedianStopping"
-_CHECKS = 10  # intervals in a training, where none is given
 
 
 @pytree_dataclass
@@ -113,11 +105,7 @@ class MedianStopping:
         """The same optimizer with the checks of a training of ``num_steps`` in rounds of ``round_steps``."""
         inner = fitted_inner(_NAME, self.inner, num_steps, round_steps)
         check_training(_NAME, num_steps, round_steps)
-        if self.budgets is not None:
-            budgets = given_rungs(_NAME, self.budgets, num_steps, round_steps)
-        else:
-            interval = in_whole_rounds(num_steps / _CHECKS, round_steps) if self.interval is None else self.interval
-            budgets = rungs_below(_NAME, f"interval = {interval}", range(interval, num_steps, interval), num_steps, round_steps)
+        budgets = even_rungs(_NAME, self.interval, self.budgets, num_steps, round_steps)
         if self.grace is not None and self.grace > budgets[-1]:
             raise JaxhpoError(f"{_NAME}: grace = {self.grace}: at most {budgets[-1]}, the steps of the last check, are due")
         return dataclasses.replace(self, inner=inner, budgets=budgets)

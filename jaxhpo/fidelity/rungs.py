@@ -94,6 +94,21 @@ def given_rungs(name: str, budgets: Sequence[int], num_steps: int, round_steps: 
     return rungs_below(name, f"budgets = {tuple(budgets)}", budgets, num_steps, round_steps)
 
 
+def even_rungs(
+    name: str, interval: int | None, budgets: Sequence[int] | None, num_steps: int, round_steps: int
+) -> tuple[int, ...]:
+    """The rungs given, or every multiple of ``interval``; without either every tenth of the training.
+
+    Raises:
+        JaxhpoError: if no rung lies below the whole training, or those given are not in order.
+    """
+    if budgets is not None:
+        return given_rungs(name, budgets, num_steps, round_steps)
+    if interval is None:
+        interval = in_whole_rounds(num_steps / 10, round_steps)
+    return rungs_below(name, f"interval = {interval}", range(interval, num_steps, interval), num_steps, round_steps)
+
+
 def geometric_rungs(
     name: str, num_steps: int, round_steps: int, reduction: float, grace: int | None, most: int
 ) -> tuple[int, ...]:

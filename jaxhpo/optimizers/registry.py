@@ -73,6 +73,12 @@ ENTRIES: dict[str, Entry] = {
         wraps="RandomSearch",
         light={"budgets": (1, 3), "min_trials": 2},
     ),
+    "PredictiveStopping": Entry(
+        "jaxhpo.fidelity.predictive_stopping",
+        "stops trials whose predicted final loss will hardly be the lowest",
+        wraps="RandomSearch",
+        light={"budgets": (1, 3), "min_trials": 4, "memory": 16},
+    ),
     "SuccessiveHalving": Entry(
         "jaxhpo.fidelity.successive_halving",
         "brackets of trials of which the best go on from rung to rung",
