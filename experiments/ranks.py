@@ -1,6 +1,7 @@
 """Which search to pick: every search on every kind of task at equal training steps, over seeds, ranked with paired tests.
 
     python -m experiments.ranks [--seeds 5] [--problems digits r8_bag ...] [--ways PSO ...] [--cells runs/ranks] [--table]
+    python -m experiments.ranks --rules --trainings 128    the rules of early stopping around one search
 
 Every way may spend the steps of ``--trainings`` full trainings and searches for the lowest validation loss. Its winner is
 trained again on fresh seeds (a population's along its whole schedule), and judged by the median validation loss there; the
@@ -25,6 +26,7 @@ import optax
 
 import jaxhpo as jh
 from experiments import characters, images, mixers, tables, texts
+from experiments.peers_bayes import WIDE
 from jaxhpo.analysis.format import interval, number
 from jaxhpo.analysis.statistics import PairedComparison, friedman, holm, mean_interval, paired_comparison
 from jaxhpo.hypergradients import Unrolled
@@ -114,6 +116,19 @@ WAYS: dict[str, Callable[[], Any]] = {
 """The searches, all with their defaults; populations and early stopping live on more lanes than the others."""
 
 
+def _inner() -> Any:
+    return jh.TPE(num_lanes=LANES, num_initial=24, num_candidates=24, **WIDE)
+
+
+RULES: dict[str, Callable[[], Any]] = {
+    "whole": _inner,
+    "ASHA": lambda: jh.ASHA(_inner()),
+    "MedianStopping": lambda: jh.MedianStopping(_inner()),
+    "PredictiveStopping": lambda: jh.PredictiveStopping(_inner()),
+}
+"""The rules that stop single trials, with their defaults, around ``TPE`` with densities for noisy trainings."""
+
+
 def cell(problem: Problem, way: str, optimizer: Any, seed: int, trainings: int, fresh: int) -> dict[str, Any]:
     """One study and its winner on fresh seeds."""
     training = problem.training()
@@ -150,7 +165,7 @@ def measured(names: list[str], chosen: list[str], seeds: int, trainings: int, fr
             for seed in range(seeds):
                 path = cell_path(folder, name, way, seed, trainings, fresh)
                 if not path.exists():
-                    found = cell(PROBLEMS[name], way, WAYS[way](), seed, trainings, fresh)
+                    found = cell(PROBLEMS[name], way, (WAYS | RULES)[way](), seed, trainings, fresh)
                     jax.clear_caches()  # programs of hundreds of studies are more than a process may map
                     aside = path.with_suffix(".tmp")
                     aside.write_text(json.dumps(found))
@@ -262,17 +277,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=PROBLEMS)
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--ways", nargs="+", choices=[*WAYS, *RULES], help="by default all searches")
+    parser.add_argument("--rules", action="store_true", help="the rules of early stopping instead")
     parser.add_argument("--trainings", type=int, default=64, help="full trainings whose steps every way may spend")
     parser.add_argument("--fresh", type=int, default=16, help="fresh seeds for each winner")
     parser.add_argument("--cells", type=Path, default=Path("runs/ranks"), help="one file for each study")
     parser.add_argument("--table", action="store_true", help="only make the tables of the cells there are")
     arguments = parser.parse_args()
     jh.prepare_jax()
-    which = (arguments.problems, arguments.ways, arguments.seeds, arguments.trainings, arguments.fresh)
+    ways = arguments.ways or list(RULES if arguments.rules else WAYS)
+    which = (arguments.problems, ways, arguments.seeds, arguments.trainings, arguments.fresh)
     if not arguments.table:
         measured(*which, arguments.cells)
-    print("\n".join(tables_of(read_cells(*which, arguments.cells), arguments.problems, arguments.ways)))
+    print("\n".join(tables_of(read_cells(*which, arguments.cells), arguments.problems, ways)))
 
 
 if __name__ == "__main__":

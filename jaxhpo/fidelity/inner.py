@@ -1,8 +1,8 @@
 """What wrappers share about the optimizer that they wrap: whether it fits, what it is told, how its table grows.
 
 The inner optimizer sees one evaluation for each trial: a lane is not done until its trial has ended, and then its next
-point is the next trial. Only the last loss of the trial is told, and a loss of a part of the training never passes for one
-of the whole: see :func:`lifted`.
+point is the next trial. Only one loss of the trial is told, and a loss of a part of the training never passes for one of the
+whole: see :func:`lifted`; :class:`jaxhpo.PredictiveStopping` tells a predicted one.
 """
 
 from __future__ import annotations

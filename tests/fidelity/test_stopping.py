@@ -130,10 +130,12 @@ def test_rungs_follow_from_the_length_of_the_training():
     assert rungs(100, 10, grace=5, num_rungs=2) == (10, 20)  # 5 and 15
     assert rungs(40, 20) == (20,)  # 40 / 27, 40 / 9 and 40 / 3 are the same round
     assert rungs(100, 10, budgets=(5, 7, 33)) == (10, 40)
-    checks = lambda num_steps, **settings: jh.MedianStopping(inner, **settings).for_training(num_steps, 10).budgets
-    assert checks(100) == (10, 20, 30, 40, 50, 60, 70, 80, 90)
-    assert checks(1000, interval=250) == (250, 500, 750)
-    assert checks(20) == (10,)
+    for rule in (jh.MedianStopping, jh.PredictiveStopping):
+        checks = lambda num_steps, rule=rule, **settings: rule(inner, **settings).for_training(num_steps, 10).budgets
+        assert checks(100) == (10, 20, 30, 40, 50, 60, 70, 80, 90)
+        assert checks(1000, interval=250) == (250, 500, 750)
+        assert checks(20) == (10,)
+        assert checks(100, budgets=(5, 33)) == (10, 40)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +152,8 @@ def test_rungs_follow_from_the_length_of_the_training():
         (jh.MedianStopping(jh.RandomSearch(4), grace=95), (100, 10), "at most 90"),
         (jh.MedianStopping(jh.RandomSearch(4), interval=100), (100, 10), "interval = 100"),
         (jh.MedianStopping(jh.RandomSearch(4)), (10, 10), "one round"),
+        (jh.PredictiveStopping(jh.RandomSearch(4), interval=100), (100, 10), "interval = 100"),
+        (jh.PredictiveStopping(jh.RandomSearch(4)), (10, 10), "one round"),
         (jh.SuccessiveHalving(jh.RandomSearch(4), num_configs=5), (100, 10), "num_configs = 5: at most num_lanes = 4"),
         (jh.SuccessiveHalving(jh.RandomSearch(2)), (100, 10), "num_lanes = 2: at least reduction = 3"),
         (jh.SuccessiveHalving(jh.RandomSearch(9)), (10, 10), "one round"),
@@ -164,7 +168,7 @@ def test_what_does_not_fit_the_training_is_refused_in_one_line(optimizer, steps,
     assert str(error.value).startswith(type(optimizer).__name__)
 
 
-@pytest.mark.parametrize("wrapper", [jh.ASHA, jh.MedianStopping, jh.SuccessiveHalving, jh.Hyperband])
+@pytest.mark.parametrize("wrapper", [jh.ASHA, jh.MedianStopping, jh.PredictiveStopping, jh.SuccessiveHalving, jh.Hyperband])
 def test_without_a_study_rungs_must_be_given(wrapper):
     optimizer = wrapper(jh.RandomSearch(4))
     assert jh.problems_of(optimizer) == []

@@ -38,6 +38,7 @@ def wrappers(num_lanes=9):
     return {
         "ASHA": jh.ASHA(jh.RandomSearch(num_lanes)),
         "MedianStopping": jh.MedianStopping(jh.RandomSearch(num_lanes)),
+        "PredictiveStopping": jh.PredictiveStopping(jh.TPE(num_lanes)),
         "SuccessiveHalving": jh.SuccessiveHalving(jh.PSO(num_lanes)),
         "Hyperband": jh.Hyperband(jh.TPE(num_lanes)),
         "PBT": jh.PBT(jh.RandomSearch(num_lanes)),
