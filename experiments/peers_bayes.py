@@ -419,7 +419,7 @@ def run_hyperoptax(objective: Objective, evaluations: int) -> None:
         state = tell(state, jax.random.fold_in(key, 2 * i + 1), jnp.asarray(loss, jnp.float32), jnp.asarray(point)[None])
 
 
-WIDE = {"equal_prior": True, "scott_factor": 1.0, "clip_good": 1.0}
+WIDE: dict[str, Any] = {"equal_prior": True, "scott_factor": 1.0, "clip_good": 1.0}
 """Densities of TPE for noisy trainings: broad kernels, the prior alike in both."""
 Runner = Callable[[Objective, int], None]
 METHODS: dict[str, tuple[str, str, Runner]] = {
