@@ -75,7 +75,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "PredictiveStopping": Entry(
         "jaxhpo.fidelity.predictive_stopping",
-        "stops trials whose predicted final loss will hardly be the lowest",
+        "stops trials whose predicted final loss is unlikely to be the lowest",
         wraps="RandomSearch",
         light={"budgets": (1, 3), "min_trials": 4, "memory": 16},
     ),
