@@ -51,7 +51,7 @@ import numpy as np
 
 import jaxhpo as jh
 from experiments.peers_bayes import WIDE
-from experiments.ranks import HIGHER_IS_BETTER, PROBLEMS
+from experiments.ranks import HIGHER_IS_BETTER, PROBLEMS, tpe
 from jaxhpo.analysis.format import interval, number
 from jaxhpo.analysis.statistics import mean_interval, paired_comparison
 
@@ -206,11 +206,6 @@ def run_hyperoptax(training: Any, space: Any, seed: int, trainings: int, way: st
 
 def plain(hparams: Any) -> dict[str, Any]:
     return {name: np.asarray(x).item() for name, x in hparams.items()}
-
-
-def tpe(num_lanes: int, **densities: Any) -> Any:
-    """As many candidates as Optuna draws; more initial points, since most trials are stopped early."""
-    return jh.TPE(num_lanes, num_initial=24, num_candidates=24, **densities)
 
 
 OURS: dict[str, Callable[[], Any]] = {

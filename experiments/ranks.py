@@ -116,15 +116,16 @@ WAYS: dict[str, Callable[[], Any]] = {
 """The searches, all with their defaults; populations and early stopping live on more lanes than the others."""
 
 
-def _inner() -> Any:
-    return jh.TPE(num_lanes=LANES, num_initial=24, num_candidates=24, **WIDE)
+def tpe(num_lanes: int, **densities: Any) -> Any:
+    """As many candidates as Optuna draws; more initial points, since most trials are stopped early."""
+    return jh.TPE(num_lanes, num_initial=24, num_candidates=24, **densities)
 
 
 RULES: dict[str, Callable[[], Any]] = {
-    "whole": _inner,
-    "ASHA": lambda: jh.ASHA(_inner()),
-    "MedianStopping": lambda: jh.MedianStopping(_inner()),
-    "PredictiveStopping": lambda: jh.PredictiveStopping(_inner()),
+    "whole": lambda: tpe(LANES, **WIDE),
+    "ASHA": lambda: jh.ASHA(tpe(LANES, **WIDE)),
+    "MedianStopping": lambda: jh.MedianStopping(tpe(LANES, **WIDE)),
+    "PredictiveStopping": lambda: jh.PredictiveStopping(tpe(LANES, **WIDE)),
 }
 """The rules that stop single trials, with their defaults, around ``TPE`` with densities for noisy trainings."""
 

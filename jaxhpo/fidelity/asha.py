@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxhpo.core import FRESH, Array, CubeSpec, Feedback, Optimizer, Query, pytree_dataclass, setting
+from jaxhpo.core import Array, CubeSpec, Feedback, Optimizer, Query, pytree_dataclass, setting
 from jaxhpo.fidelity.inner import check_inner, fitted_inner, lifted, tell
-from jaxhpo.fidelity.rungs import check_budgets, check_training, due_steps, geometric_rungs, given_rungs
+from jaxhpo.fidelity.rungs import ask_for_rungs, check_budgets, check_training, geometric_rungs, given_rungs
 from jaxhpo.fidelity.table import empty_table, enlarged_both, entered, holds_both, rank_and_count
 
 
@@ -102,9 +102,7 @@ class ASHA:
         )
 
     def ask(self, key: jax.Array, state: AshaState) -> Query:
-        lane = jnp.arange(self.num_lanes, dtype=jnp.int32)
-        cube = self.inner.ask(key, state.inner).cube
-        return Query(cube, jnp.where(state.rung > 0, lane, FRESH), due_steps(self.budgets or ())[state.rung])
+        return ask_for_rungs(self.inner, key, state.inner, state.rung, self.budgets or ())
 
     def update(self, key: jax.Array, state: AshaState, query: Query, feedback: Feedback) -> AshaState:
         done, rung = jnp.asarray(feedback.done), jnp.asarray(state.rung)

@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import betainc
 
-from jaxhpo.core import FRESH, Array, CubeSpec, Feedback, Optimizer, Query, pytree_dataclass, setting
+from jaxhpo.core import Array, CubeSpec, Feedback, Optimizer, Query, pytree_dataclass, setting
 from jaxhpo.errors import JaxhpoError
 from jaxhpo.fidelity.inner import check_inner, fitted_inner, inner_holds, tell, with_larger_inner
-from jaxhpo.fidelity.rungs import check_budgets, check_training, due_steps, even_rungs
+from jaxhpo.fidelity.rungs import ask_for_rungs, check_budgets, check_training, even_rungs
 
 _NAME = "PredictiveStopping"
 _SPARED = 1  # distinguishes the key for the spared trials
@@ -176,9 +176,7 @@ class PredictiveStopping:
         )
 
     def ask(self, key: jax.Array, state: PredictiveState) -> Query:
-        lane = jnp.arange(self.num_lanes, dtype=jnp.int32)
-        cube = self.inner.ask(key, state.inner).cube
-        return Query(cube, jnp.where(state.rung > 0, lane, FRESH), due_steps(self.budgets or ())[state.rung])
+        return ask_for_rungs(self.inner, key, state.inner, state.rung, self.budgets or ())
 
     def update(self, key: jax.Array, state: PredictiveState, query: Query, feedback: Feedback) -> PredictiveState:
         done, rung = jnp.asarray(feedback.done), jnp.asarray(state.rung)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxhpo.core import FULL
+from jaxhpo.core import FRESH, FULL, Array, Optimizer, Query
 from jaxhpo.errors import JaxhpoError
 
 
@@ -36,6 +36,17 @@ def check_budgets(name: str, budgets: Sequence[Any] | None) -> None:
         return
     if budgets[0] < 1 or any(a >= b for a, b in itertools.pairwise(budgets)):
         raise JaxhpoError(f"{name}: budgets = {tuple(budgets)}: ascending numbers of steps from 1 on are due")
+
+
+def ask_for_rungs(inner: Optimizer, key: jax.Array, state: Any, rung: Array, budgets: Sequence[Any]) -> Query:
+    """The query of a rule that stops single trials: those of the inner optimizer, each until the next rung is reached.
+
+    Args:
+        state: the inner optimizer's.
+        rung: ``i32[B]``, the rung that each lane's trial trains for; 0 for one that begins.
+    """
+    lane = jnp.arange(inner.num_lanes, dtype=jnp.int32)
+    return Query(inner.ask(key, state).cube, jnp.where(jnp.asarray(rung) > 0, lane, FRESH), due_steps(budgets)[rung])
 
 
 def due_steps(budgets: Sequence[Any]) -> jax.Array:

@@ -176,12 +176,19 @@ def test_where_losses_say_nothing_of_the_end_the_search_goes_on(draw):
 
 
 def test_no_trial_is_stopped_before_enough_are_whole():
-    rng = np.random.default_rng(0)
-    curves = rng.random((400, 10))
-    curves[:, 1:] = np.where(np.arange(400)[:, None] < 390, np.nan, curves[:, 1:])  # nearly all diverge after the first check
-    ended, whole = shares(curves, rounds=60)
-    assert ended > 100
-    assert whole == []
+    """Of eight that are whole the losses at a check tell the final ones. All others are far worse at the first check, where
+    they would be stopped, and diverge after it."""
+    curves = np.full((400, 10), np.nan, np.float32)
+    curves[:8] = np.linspace(1.0, 0.1, 10) + np.arange(8)[:, None] + 0.01 * np.random.default_rng(0).random((8, 10))
+    curves[8:, 0] = 9.0
+    ends = {}
+    for min_trials in (8, 9):
+        optimizer = jh.PredictiveStopping(Notes(4), min_trials=min_trials, spared=0.0).for_training(100, ROUND_STEPS)
+        ends[min_trials] = [trial.ended for trial in play(optimizer, curves, np.ones((60, 4), bool), ROUND_STEPS)]
+        assert ends[min_trials].count("whole") == 8
+    assert "stopped" in ends[8]
+    assert "stopped" not in ends[9]
+    assert ends[9].count("diverged") > 20
 
 
 def test_a_memory_too_small_is_refused_in_one_line():
