@@ -105,7 +105,7 @@ class MedianStopping:
         """The same optimizer with the checks of a training of ``num_steps`` in rounds of ``round_steps``."""
         inner = fitted_inner(_NAME, self.inner, num_steps, round_steps)
         check_training(_NAME, num_steps, round_steps)
-        budgets = even_rungs(_NAME, self.interval, self.budgets, num_steps, round_steps)
+        budgets = even_rungs(_NAME, self.interval, self.budgets, 10, num_steps, round_steps)
         if self.grace is not None and self.grace > budgets[-1]:
             raise JaxhpoError(f"{_NAME}: grace = {self.grace}: at most {budgets[-1]}, the steps of the last check, are due")
         return dataclasses.replace(self, inner=inner, budgets=budgets)

@@ -124,7 +124,7 @@ class PredictiveStopping:
 
     Attributes:
         inner: the optimizer that proposes the trials, with the lanes; its queries start afresh.
-        interval: steps between two checks. None: a tenth of the training.
+        interval: steps between two checks. None: a thirtieth of the training, a round at least.
         ratio: by how much the loss at a check must lower the probability of becoming the best for the trial to be stopped.
         spared: share of the trials that are trained whole whatever is predicted.
         min_trials: fully trained trials before any trial is stopped.
@@ -156,7 +156,7 @@ class PredictiveStopping:
         """The same optimizer with the checks of a training of ``num_steps`` in rounds of ``round_steps``."""
         inner = fitted_inner(_NAME, self.inner, num_steps, round_steps)
         check_training(_NAME, num_steps, round_steps)
-        budgets = even_rungs(_NAME, self.interval, self.budgets, num_steps, round_steps)
+        budgets = even_rungs(_NAME, self.interval, self.budgets, 30, num_steps, round_steps)
         return dataclasses.replace(self, inner=inner, budgets=budgets)
 
     def init(self, key: jax.Array, spec: CubeSpec) -> PredictiveState:

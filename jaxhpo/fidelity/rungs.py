@@ -106,9 +106,9 @@ def given_rungs(name: str, budgets: Sequence[int], num_steps: int, round_steps: 
 
 
 def even_rungs(
-    name: str, interval: int | None, budgets: Sequence[int] | None, num_steps: int, round_steps: int
+    name: str, interval: int | None, budgets: Sequence[int] | None, parts: int, num_steps: int, round_steps: int
 ) -> tuple[int, ...]:
-    """The rungs given, or every multiple of ``interval``; without either every tenth of the training.
+    """The rungs given, or every multiple of ``interval``; without either, ends of ``parts`` equal parts of the training.
 
     Raises:
         JaxhpoError: if no rung lies below the whole training, or those given are not in order.
@@ -116,7 +116,7 @@ def even_rungs(
     if budgets is not None:
         return given_rungs(name, budgets, num_steps, round_steps)
     if interval is None:
-        interval = in_whole_rounds(num_steps / 10, round_steps)
+        interval = in_whole_rounds(num_steps / parts, round_steps)
     return rungs_below(name, f"interval = {interval}", range(interval, num_steps, interval), num_steps, round_steps)
 
 

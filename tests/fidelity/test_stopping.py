@@ -136,6 +136,8 @@ def test_rungs_follow_from_the_length_of_the_training():
         assert checks(1000, interval=250) == (250, 500, 750)
         assert checks(20) == (10,)
         assert checks(100, budgets=(5, 33)) == (10, 40)
+    assert jh.MedianStopping(inner).for_training(600, 10).budgets == tuple(range(60, 600, 60))
+    assert jh.PredictiveStopping(inner).for_training(600, 10).budgets == tuple(range(20, 600, 20))
 
 
 @pytest.mark.parametrize(
