@@ -253,7 +253,8 @@ class TPE:
     The defaults are for losses that change smoothly over the space. Losses of single trainings are noisy: there narrow
     densities creep from one lucky point to the next, and after some hundred trials many points are asked for only because
     they are far from all others. For many single trainings, as within ``ASHA``, take
-    ``equal_prior=True, scott_factor=1.0, clip_good=1.0``.
+    ``equal_prior=True, scott_factor=1.0, clip_good=1.0``; where a thousand and more are begun, also ``max_good=100``, lest
+    the good ones be none but the luckiest.
 
     A table of fixed size holds the observations. ``minimize`` and ``pure_study`` make it as large as they need, twice as
     large each time, up to ``max_capacity``; in a loop of your own call ``state = optimizer.enlarged(state)`` between updates

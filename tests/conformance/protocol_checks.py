@@ -15,6 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxhpo.core import FRESH, Array, CubeSpec, Feedback, Kind, Optimizer, Query, Run
 from jaxhpo.optimizers import registry
@@ -34,6 +35,12 @@ class Case(NamedTuple):
 
 
 CASES = {"floats": Case(CubeSpec.floats(3), 5), "mixed": Case(MIXED, 5), "line, one lane": Case(CubeSpec.floats(1), 1)}
+
+
+def cases(least_lanes: int = 1) -> list[Any]:
+    """Parameters of a test. "floats" is slow: the other two have several lanes and a cube of floats alone, too."""
+    marks = {"floats": pytest.mark.slow}
+    return [pytest.param(name, marks=marks.get(name, ())) for name, case in CASES.items() if case.num_lanes >= least_lanes]
 
 
 class Plan(NamedTuple):

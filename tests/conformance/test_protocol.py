@@ -20,7 +20,7 @@ from jaxhpo.errors import JaxhpoError
 from jaxhpo.optimizers import registry
 
 every_optimizer = pytest.mark.parametrize("name", registry.ENTRIES)
-every_case = pytest.mark.parametrize("case", CASES)
+every_case = pytest.mark.parametrize("case", checks.cases())
 
 
 def example(name: str, case: str = "mixed") -> Optimizer:
@@ -53,7 +53,7 @@ def test_lanes_not_done_keep_their_row_and_their_loss_is_never_read(name, case):
         chex.assert_trees_all_equal(runs[0], other)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if CASES[case].num_lanes > 1])
+@pytest.mark.parametrize("case", checks.cases(least_lanes=2))
 @every_optimizer
 def test_pending_rows_do_not_depend_on_the_order_in_which_other_lanes_end(name, case):
     """Each lane waits for all others, which end in two different orders and with different losses."""
