@@ -41,7 +41,11 @@ ENTRIES: dict[str, Entry] = {
         "jaxhpo.optimizers.differential_evolution",
         "differential evolution that adapts its rates (SHADE): mixed spaces",
     ),
-    "TPE": Entry("jaxhpo.optimizers.tpe", "multivariate Parzen estimators of good and bad trials: cheap, mixed spaces"),
+    "TPE": Entry(
+        "jaxhpo.optimizers.tpe",
+        "multivariate Parzen estimators of good and bad trials: cheap, mixed spaces",
+        light={"capacity": 128, "max_capacity": 128},
+    ),
     "BayesOpt": Entry(
         "jaxhpo.optimizers.gp",
         "Bayesian optimization with a Gaussian process: few, expensive trials",

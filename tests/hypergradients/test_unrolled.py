@@ -102,7 +102,9 @@ def test_networks_with_state_and_noise(x64, kind):
     assert relative_error(grad, expected) < (1e-3 if "batch_norm" in kind else EXACT)
 
 
-@pytest.mark.parametrize("kind", [{"batch_norm": True}, {"rate": 0.3}], ids=["batch norm", "dropout"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param({"batch_norm": True}, marks=pytest.mark.slow), {"rate": 0.3}], ids=["batch norm", "dropout"]
+)
 def test_mixed_mode_is_the_same_number(x64, kind):
     """A smoothing of the labels puts a hyperparameter into the training loss, too."""
     loss = lambda h, logits, labels: jh.tasks.metrics.cross_entropy(logits, labels, h["smoothing"])
