@@ -117,6 +117,8 @@ def even_rungs(
         return given_rungs(name, budgets, num_steps, round_steps)
     if interval is None:
         interval = in_whole_rounds(num_steps / parts, round_steps)
+    elif interval >= num_steps:
+        raise JaxhpoError(f"{name}: interval = {interval}: must be below the {num_steps} steps of the training")
     return rungs_below(name, f"interval = {interval}", range(interval, num_steps, interval), num_steps, round_steps)
 
 
