@@ -24,8 +24,8 @@ without and with compilation. Winners are trained again on the same fresh seeds.
 it ends: at equal steps those under way, one a lane at most, are not.
 
 The settings of TPE within ours were chosen on these problems, tumours, mixer and news with seeds below 50, the stopping rule of
-``predictive-tpe`` and its ``max_good`` on digits and letter with seeds 10 to 41; the peers have their defaults. Hence the first
-seed told is 50.
+``predictive-tpe`` on digits with seeds 10 to 41 and on letter with 10 to 25, its ``max_good`` on both with 10 to 25; the peers
+have their defaults. Hence the first seed told is 50.
 
 ``--again`` tells of everyone's second study instead: a study of another seed fills a compile cache before those that count.
 """
